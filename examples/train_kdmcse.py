@@ -1,0 +1,90 @@
+"""Train a sentence encoder with SimCSE, MCSE or KDMCSE.
+
+    python examples/train_kdmcse.py --preset kdmcse --model_name_or_path bert-base-uncased \
+        --text_file wiki1m.txt --teacher_cache cache/flickr30k --sts_dir SentEval/data/downstream \
+        --output_dir runs/kdmcse
+    python examples/train_kdmcse.py examples/recipes/kdmcse_flickr30k_bert_base.yaml --seed 1
+    accelerate launch examples/train_kdmcse.py ...          # several GPUs or machines
+
+Without `--teacher_cache` it trains on text alone (`--preset simcse`); without `--text_file`, on captions alone.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
+from kdmcse_hf.arguments import parse_arguments
+from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
+from kdmcse_hf.tokenizer import load_tokenizer
+from kdmcse_hf.sts import load_sts
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "An encoder or a KDMCSE checkpoint: a folder or a Hub name."})
+    pooling: str = field(default="cls", metadata={"help": "The sentence vector: cls or mean."})
+    projection_dim: int = field(default=256, metadata={"help": "Width of the space shared with the teacher."})
+    normalize_teacher_embeds: bool = field(default=False, metadata={"help": "Normalise features before the heads."})
+    max_seq_length: int = field(default=32, metadata={"help": "Tokens after which training text is cut."})
+
+
+@dataclass
+class DataArguments:
+    text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line."})
+    teacher_cache: str | None = field(default=None, metadata={"help": "Folder made by `kdmcse import-features`."})
+    sts_dir: str | None = field(default=None, metadata={"help": "STS data in SentEval's layout; scores STS-B dev."})
+    max_pairs: int | None = field(default=None, metadata={"help": "Use that many random pairs."})
+    image_assignment: str = field(default="paired", metadata={"help": "paired; or shuffled, random as controls."})
+
+
+def main(argv: Sequence[str]) -> KDMCSETrainer:
+    model_args, data_args, objective, args = parse_arguments(
+        (ModelArguments, DataArguments, Objective, KDMCSETrainingArguments), argv
+    )
+    set_seed(args.seed)
+
+    # 1. Data: sentences, and captions with what the teacher said of them
+    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    text = pairs = None
+    if data_args.text_file:
+        text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
+    if data_args.teacher_cache:
+        pairs = CaptionPairs(
+            TeacherCache(data_args.teacher_cache),
+            tokenizer,
+            max_length=model_args.max_seq_length,
+            captions_per_image=objective.captions_per_image,
+            max_pairs=data_args.max_pairs,
+            image_assignment=data_args.image_assignment,
+            seed=args.data_seed or args.seed,
+        )
+    train_dataset = TrainingData(text, pairs, objective.needs)
+    dev = load_sts(data_args.sts_dir, "STSB", "dev") if data_args.sts_dir else None
+
+    # 2. Model: the encoder, and heads as wide as the teacher's features
+    model = KDMCSEModel.from_encoder(
+        model_args.model_name_or_path,
+        image_embed_dim=pairs.cache.image_features.width if pairs and objective.image_term else None,
+        caption_embed_dim=pairs.cache.caption_features.width
+        if pairs and objective.caption_term and pairs.cache.caption_features
+        else None,
+        projection_dim=model_args.projection_dim,
+        normalize_teacher_embeds=model_args.normalize_teacher_embeds,
+        pooling=model_args.pooling,
+    )
+
+    # 3. Train; the best checkpoint on STS-B dev, or the last one, ends up in output_dir
+    trainer = KDMCSETrainer(
+        model, args, objective, train_dataset=train_dataset, eval_dataset=dev, processing_class=tokenizer
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

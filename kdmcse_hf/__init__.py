@@ -1,0 +1,51 @@
+"""Multimodal sentence embeddings: SimCSE, MCSE and KDMCSE on transformers' own model and Trainer classes."""
+
+import importlib
+from typing import Any
+
+from transformers import AutoConfig, AutoModel
+
+from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel, KDMCSEOutput
+
+__version__ = "0.1.0"
+
+# What training and scoring need is imported on first use: embedding users do not pay for it.
+_LAZY = {
+    "KDMCSETrainer": "trainer",
+    "KDMCSETrainingArguments": "training_args",
+    "Objective": "objective",
+    "PRESETS": "objective",
+    "SentenceEncoder": "embedding",
+    "TeacherCache": "teacher_cache",
+    "evaluate_sts": "sts",
+}
+
+__all__ = [
+    "KDMCSEConfig",
+    "KDMCSEModel",
+    "KDMCSEOutput",
+    "KDMCSETrainer",
+    "KDMCSETrainingArguments",
+    "Objective",
+    "PRESETS",
+    "SentenceEncoder",
+    "TeacherCache",
+    "evaluate_sts",
+]
+
+AutoConfig.register(KDMCSEConfig.model_type, KDMCSEConfig)
+AutoModel.register(KDMCSEConfig, KDMCSEModel)
+# Training checkpoints carry their two source files, for those who load them without this package.
+KDMCSEConfig.register_for_auto_class()
+KDMCSEModel.register_for_auto_class("AutoModel")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

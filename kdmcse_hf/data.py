@@ -1,0 +1,199 @@
+"""Training data: tokenised sentences and captions, and the features that belong to the captions."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from kdmcse_hf.objective import PairEmbeddings
+from kdmcse_hf.teacher_cache import TeacherCache
+
+ImageAssignment = Literal["paired", "shuffled", "random"]
+
+
+def read_sentences(path: str | Path) -> datasets.Dataset:
+    """A text file, one sentence a line, as a memory-mapped dataset with column `text`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not UTF-8.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected a text file with one sentence a line.")
+    try:
+        return datasets.Dataset.from_text(str(path))
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error.__cause__ or error}") from error
+
+
+def tokenize(
+    dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> datasets.Dataset:
+    """`dataset` as token ids (column `input_ids`), cut at `max_length`, on all cores; the result is cached on disk.
+
+    Raises:
+        ValueError: no such column, or an empty row, named by its number.
+    """
+    if column not in dataset.column_names:
+        raise ValueError(f"There is no column {column!r}: the dataset has {', '.join(map(repr, dataset.column_names))}.")
+
+    def encode(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[list[int]]]:
+        for row, text in zip(rows, batch[column], strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"Row {row + 1} of the column {column!r} is empty or not text ({text!r}). Remove such rows first "
+                    "(for a text file: grep -v '^[[:space:]]*$' FILE)."
+                )
+        return {"input_ids": tokenizer(batch[column], truncation=True, max_length=max_length)["input_ids"]}
+
+    return dataset.map(
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        num_proc=min(len(os.sched_getaffinity(0)), max(1, len(dataset) // 10_000)),
+        desc=f"Tokenising {column}",
+    )
+
+
+class CaptionPairs:
+    """The captions of a teacher cache that are training pairs, tokenised, each with an image row.
+
+    Args:
+        cache: an open teacher cache.
+        tokenizer, max_length: of the student.
+        captions_per_image: `"all"` captions, or `"one"` drawn at random (MCSE).
+        max_pairs: keep that many pairs, drawn at random.
+        image_assignment: `"paired"` as the cache has it; as controls, `"shuffled"` (the images change places, so the
+            captions of one image still share one) or `"random"` (every caption draws its own image).
+        seed: of every draw.
+
+    Raises:
+        ValueError: more pairs asked for than there are.
+    """
+
+    def __init__(
+        self,
+        cache: TeacherCache,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int = 32,
+        captions_per_image: Literal["one", "all"] = "all",
+        max_pairs: int | None = None,
+        image_assignment: ImageAssignment = "paired",
+        seed: int = 0,
+    ) -> None:
+        self.cache = cache
+        rng = np.random.default_rng((seed, 3))
+        rows = np.arange(len(cache.captions), dtype=np.int64)
+        image_rows = cache.captions.with_format("numpy")["image_row"][:].astype(np.int64)
+        if captions_per_image == "one":
+            shuffled = rng.permutation(rows)
+            _, first = np.unique(image_rows[shuffled], return_index=True)
+            rows = np.sort(shuffled[first])
+        if max_pairs is not None:
+            if max_pairs > len(rows):
+                raise ValueError(f"`max_pairs` is {max_pairs:,}, but there are only {len(rows):,} pairs.")
+            rows = np.sort(rng.choice(rows, size=max_pairs, replace=False))
+        num_images = len(cache.images)
+        if image_assignment == "shuffled":
+            image_rows = rng.permutation(num_images)[image_rows]
+        elif image_assignment == "random":
+            image_rows = rng.integers(num_images, size=len(image_rows))
+        self.caption_rows: NDArray[np.int64] = rows
+        self.image_rows: NDArray[np.int64] = image_rows[rows]
+        captions = cache.captions if len(rows) == len(cache.captions) else cache.captions.select(rows)
+        self.input_ids = tokenize(captions, "caption", tokenizer, max_length)
+
+    def __len__(self) -> int:
+        return len(self.caption_rows)
+
+    def features(self, pairs: Sequence[int] | NDArray[np.int64], needs: frozenset[str]) -> dict[str, NDArray[Any]]:
+        """The teacher's features of the given pairs, (len(pairs), D) each, and their image ids.
+
+        Args:
+            needs: `"image"` and `"text"`, as [`Objective.needs`].
+        """
+        batch: dict[str, NDArray[Any]] = {"image_ids": self.image_rows[pairs]}
+        if "image" in needs:
+            batch["teacher_image_embeds"] = self.cache.image_features.rows(batch["image_ids"])
+        if "text" in needs:
+            if self.cache.caption_features is None:
+                raise ValueError(
+                    f"{self.cache.folder} has image features only, but the objective also needs the teacher's caption "
+                    "features. Use a dual encoder's cache, or the preset `mcse`, which needs images alone."
+                )
+            batch["teacher_text_embeds"] = self.cache.caption_features.rows(self.caption_rows[pairs])
+        return batch
+
+    def sample(self, size: int, needs: frozenset[str], seed: int = 0) -> PairEmbeddings:
+        """Teacher features of `size` random pairs (or of all, if fewer), to calibrate thresholds on."""
+        rng = np.random.default_rng((seed, 4))
+        batch = self.features(rng.permutation(len(self))[:size], needs)
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        return PairEmbeddings(
+            text=torch.empty(len(batch["image_ids"]), 0),
+            teacher_image=tensors.get("teacher_image_embeds"),
+            teacher_text=tensors.get("teacher_text_embeds"),
+            image_ids=tensors["image_ids"],
+        )
+
+
+class TrainingData(Dataset[dict[str, Any]]):
+    """Text rows, then pair rows, as one dataset. A batch is of one kind, as the [`ScheduledBatchSampler`] makes them.
+
+    Args:
+        text: tokenised sentences (column `input_ids`), or `None`.
+        pairs: or `None`.
+        needs: which teacher features a paired batch carries.
+    """
+
+    def __init__(
+        self, text: datasets.Dataset | None, pairs: CaptionPairs | None, needs: frozenset[str] = frozenset()
+    ) -> None:
+        self.text, self.pairs, self.needs = text, pairs, needs
+        self.num_text = 0 if text is None else len(text)
+        self.num_pairs = 0 if pairs is None else len(pairs)
+
+    def __len__(self) -> int:
+        return self.num_text + self.num_pairs
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The rows of one batch, read together."""
+        if indices[0] < self.num_text:
+            assert self.text is not None
+            return [{"input_ids": ids} for ids in self.text[indices]["input_ids"]]
+        assert self.pairs is not None
+        pairs = np.asarray(indices) - self.num_text
+        features = self.pairs.features(pairs, self.needs)
+        input_ids = self.pairs.input_ids[pairs]["input_ids"]
+        return [
+            {"input_ids": ids, **{name: array[row] for name, array in features.items()}}
+            for row, ids in enumerate(input_ids)
+        ]
+
+
+class ContrastiveCollator:
+    """Rows of [`TrainingData`] as tensors, padded to the longest of the batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` (B, L); for pairs also `image_ids` (B,) and `teacher_*_embeds` (B, D)."""
+        batch: dict[str, Tensor] = dict(
+            self.tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
+        )
+        for name in rows[0].keys() - {"input_ids"}:
+            batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
+        return batch

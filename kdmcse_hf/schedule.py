@@ -1,0 +1,147 @@
+"""Which rows make batch number n: a pure function of the seed and n, the same on every process."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+Kind = Literal["text", "pair"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Text batches and paired batches over a whole run; step 0 is its first global batch.
+
+    An epoch has as many steps as both sets have full batches. With `pair_every_n_steps=k` a step is paired where
+    `step % k == 0` (MCSE's and KDMCSE's fixed interval), so an epoch may show a little more of one set and less of the
+    other; each set is reshuffled after each of its own passes. With `pair_every_n_steps=None` the kinds are drawn in
+    random order, each set exactly once an epoch (proportional).
+
+    Args:
+        num_text, num_pairs: rows of each set.
+        batch_size: rows of a global batch, over all processes.
+        pair_every_n_steps: see above; no effect where a set is empty.
+        seed: of every permutation.
+    """
+
+    num_text: int
+    num_pairs: int
+    batch_size: int
+    pair_every_n_steps: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, rows in (("text", self.num_text), ("pair", self.num_pairs)):
+            if 0 < rows < self.batch_size:
+                raise ValueError(
+                    f"The {name} set has {rows} rows, fewer than one batch of {self.batch_size} (all processes "
+                    "together): use a smaller `per_device_train_batch_size` or more data."
+                )
+        if not self.num_text and not self.num_pairs:
+            raise ValueError("There is neither text nor pairs to train on.")
+        if self.num_text and self.num_pairs and self.pair_every_n_steps is not None and self.pair_every_n_steps < 2:
+            raise ValueError(
+                f"`pair_every_n_steps` is {self.pair_every_n_steps}: expected at least 2, so that text batches occur "
+                "at all. For captions only, give no text set."
+            )
+
+    @property
+    def text_batches(self) -> int:
+        """Full batches of one pass over the text set."""
+        return self.num_text // self.batch_size
+
+    @property
+    def pair_batches(self) -> int:
+        """Full batches of one pass over the pairs."""
+        return self.num_pairs // self.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.text_batches + self.pair_batches
+
+    def kind(self, step: int) -> Kind:
+        """Which kind of batch every process takes at `step`."""
+        if not self.num_text or not self.num_pairs:
+            return "text" if self.num_text else "pair"
+        if self.pair_every_n_steps is not None:
+            return "pair" if step % self.pair_every_n_steps == 0 else "text"
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return "pair" if self._pair_positions(epoch)[position] else "text"
+
+    def rows(self, step: int) -> tuple[Kind, NDArray[np.int64]]:
+        """The kind of the batch at `step` and its (batch_size,) rows within that set."""
+        kind = self.kind(step)
+        ordinal = self._batches_before(step, kind)
+        per_pass = self.text_batches if kind == "text" else self.pair_batches
+        number, position = divmod(ordinal, per_pass)
+        order = _permutation(self.num_text if kind == "text" else self.num_pairs, self.seed, kind, number)
+        return kind, order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _batches_before(self, step: int, kind: Kind) -> int:
+        """How many batches of this kind come before `step`."""
+        if not self.num_text or not self.num_pairs:
+            return step
+        if self.pair_every_n_steps is not None:
+            pairs = -(-step // self.pair_every_n_steps)
+        else:
+            epoch, position = divmod(step, self.steps_per_epoch)
+            pairs = epoch * self.pair_batches + int(self._pair_positions(epoch)[:position].sum())
+        return pairs if kind == "pair" else step - pairs
+
+    def _pair_positions(self, epoch: int) -> NDArray[np.bool_]:
+        return _permutation(self.steps_per_epoch, self.seed, "kinds", epoch) < self.pair_batches
+
+
+_STREAMS = {"text": 0, "pair": 1, "kinds": 2}
+
+
+@lru_cache(maxsize=6)
+def _permutation(size: int, seed: int, stream: str, number: int) -> NDArray[np.int64]:
+    """The `number`-th permutation of a stream: independent of which ones were asked for before."""
+    return np.random.default_rng((seed, _STREAMS[stream], number)).permutation(size)
+
+
+def derive_interval(num_text: int, num_pairs: int, batch_size: int) -> int:
+    """k for a paired batch every k-th step, as MCSE derives it: text batches over pair batches.
+
+    Raises:
+        ValueError: fewer than two text batches a pair batch.
+    """
+    interval = (num_text // batch_size) // max(1, num_pairs // batch_size)
+    if interval < 2:
+        raise ValueError(
+            f"The text set ({num_text:,} rows) is not twice the pair set ({num_pairs:,} rows), so no interval can be "
+            "derived from their sizes. Set `pair_every_n_steps` (2: every other batch), use `schedule=proportional`, "
+            "or use fewer pairs (`max_pairs`, `captions_per_image=one`)."
+        )
+    return interval
+
+
+class ScheduledBatchSampler(Sampler[list[int]]):
+    """One epoch of a [`Schedule`] as lists of indices: text rows first, pair rows behind them.
+
+    Each global batch is yielded as `num_processes` consecutive batches, for accelerate deals batches to processes in
+    turn: so all processes work on one kind of batch at a time, and together on the rows that one process would have.
+    """
+
+    def __init__(self, schedule: Schedule, num_processes: int = 1) -> None:
+        self.schedule = schedule
+        self.num_processes = num_processes
+        self.batch_size = schedule.batch_size // num_processes
+        self.drop_last = True
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.schedule.steps_per_epoch * self.num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.epoch * self.schedule.steps_per_epoch
+        for step in range(first, first + self.schedule.steps_per_epoch):
+            kind, rows = self.schedule.rows(step)
+            offset = self.schedule.num_text if kind == "pair" else 0
+            for process in range(self.num_processes):
+                yield (rows[process * self.batch_size : (process + 1) * self.batch_size] + offset).tolist()

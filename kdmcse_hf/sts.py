@@ -1,0 +1,160 @@
+"""Semantic textual similarity: the seven sets in SentEval's layout, and their scores for any encoder."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdmcse_hf.metrics import Alignment, Spearman, Uniformity
+
+Encoder = Callable[[Sequence[str]], NDArray[Any]]
+"""Sentences in, (N, H) vectors out: a [`SentenceEncoder`], `SentenceTransformer.encode`, or anything alike."""
+
+_YEARS = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+TASKS = (*_YEARS, "STSB", "SICKR")
+"""The seven sets whose mean is the average of the papers' tables, by the names that results carry."""
+POSITIVE_SCORE = 4.0
+"""Pairs with at least this gold score are the positives of alignment, as in SimCSE."""
+
+
+@dataclass(frozen=True)
+class SentencePairs:
+    """N sentence pairs and their gold scores (higher is more similar)."""
+
+    first: list[str]
+    second: list[str]
+    scores: list[float]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def load_sts(sts_dir: str | Path, task: str, split: str = "test") -> SentencePairs:
+    """The pairs of one task, all its subsets joined (SentEval's "all"), from a folder in SentEval's layout.
+
+    Args:
+        sts_dir: holds `STS/STS12-en-test/...`, `STS/STSBenchmark/sts-*.csv`, `SICK/SICK_test_annotated.txt`.
+        task: one of [`TASKS`].
+        split: `"test"`; STS-B also has `"dev"` and `"train"`.
+
+    Raises:
+        ValueError: an unknown task, or a line that is not as the layout has it, named by file and number.
+        FileNotFoundError: a file of the layout is missing.
+    """
+    root = Path(sts_dir)
+    if task not in TASKS:
+        raise ValueError(f"Unknown STS task {task!r}: expected one of {', '.join(TASKS)}.")
+    if split != "test" and task != "STSB":
+        raise ValueError(f"The task {task} has no {split!r} split here: only STSB has more than 'test'.")
+    if task == "STSB":
+        rows = _columns(root / "STS" / "STSBenchmark" / f"sts-{split}.csv", (5, 6, 4))
+    elif task == "SICKR":
+        rows = _columns(root / "SICK" / "SICK_test_annotated.txt", (1, 2, 3), header=True)
+    else:
+        folder = root / "STS" / f"{task}-en-test"
+        rows = (row for subset in _YEARS[task] for row in _year_subset(folder, subset))
+    first, second, scores = [], [], []
+    for left, right, score in rows:
+        first.append(left)
+        second.append(right)
+        scores.append(score)
+    return SentencePairs(first, second, scores)
+
+
+def score_pairs(encode: Encoder, pairs: SentencePairs) -> dict[str, float]:
+    """`spearman` x 100 of cosine and gold, `alignment` of the pairs with gold >= 4, `uniformity` of all sentences.
+
+    `alignment` is left out where no pair is positive.
+    """
+    vectors, row = _encode_once(encode, [pairs])
+    first, second = ([row[s] for s in side] for side in (pairs.first, pairs.second))
+    result = {"spearman": _spearman(vectors[first], vectors[second], pairs)}
+    positive = np.flatnonzero(np.asarray(pairs.scores) >= POSITIVE_SCORE)
+    if len(positive):
+        positives = vectors[np.asarray(first)[positive]], vectors[np.asarray(second)[positive]]
+        result |= Alignment().compute(predictions=positives[0], references=positives[1])
+    return result | Uniformity().compute(predictions=vectors)
+
+
+def evaluate_sts(encode: Encoder, sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, float]:
+    """Spearman x 100 of each task's test split, by task, and their mean as `avg`."""
+    loaded = {task: load_sts(sts_dir, task) for task in tasks}  # a missing file shows before any encoding
+    vectors, row = _encode_once(encode, loaded.values())
+    result = {}
+    for task, pairs in loaded.items():
+        first, second = ([row[s] for s in side] for side in (pairs.first, pairs.second))
+        result[task] = _spearman(vectors[first], vectors[second], pairs)
+    return result | {"avg": float(np.mean(list(result.values())))}
+
+
+def _encode_once(encode: Encoder, sets: Iterable[SentencePairs]) -> tuple[NDArray[np.float64], dict[str, int]]:
+    """Normalised vectors of the distinct sentences, and the row of each.
+
+    In float64: the raw CLS vectors of an encoder that was never trained for it can differ by less than 1e-3, and
+    float32 cosines then take a few dozen values, whose ranks are rounding noise.
+    """
+    sentences = list(dict.fromkeys(s for pairs in sets for s in (*pairs.first, *pairs.second)))
+    vectors = np.asarray(encode(sentences), dtype=np.float64)
+    if len(vectors) != len(sentences) or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"The encoder made an array of shape {vectors.shape} for {len(sentences)} sentences, "
+            f"{np.isnan(vectors).sum()} of its numbers NaN: expected one finite vector a sentence."
+        )
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    return vectors, {sentence: index for index, sentence in enumerate(sentences)}
+
+
+def _spearman(first: NDArray[np.float64], second: NDArray[np.float64], pairs: SentencePairs) -> float:
+    cosine = (first * second).sum(axis=1)
+    return float(Spearman().compute(predictions=cosine, references=pairs.scores)["spearman"])
+
+
+def _year_subset(folder: Path, subset: str) -> Iterator[tuple[str, str, float]]:
+    inputs, gold = folder / f"STS.input.{subset}.txt", folder / f"STS.gs.{subset}.txt"
+    lines, scores = _lines(inputs), _lines(gold)
+    if len(lines) != len(scores):
+        raise ValueError(f"{inputs} has {len(lines)} lines but {gold} has {len(scores)}: expected as many.")
+    for number, (line, score) in enumerate(zip(lines, scores, strict=True), start=1):
+        if not score.strip():  # STS15 and STS16 hold pairs that were never scored
+            continue
+        fields = line.split("\t")
+        if len(fields) < 2:
+            raise ValueError(f"{inputs}, line {number}: expected two sentences with a tab between, got {line!r}.")
+        yield fields[0], fields[1], _number(score, gold, number)
+
+
+def _columns(path: Path, columns: tuple[int, int, int], header: bool = False) -> Iterator[tuple[str, str, float]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if header and number == 1:
+            continue
+        fields = line.split("\t")
+        if len(fields) <= max(columns):
+            raise ValueError(
+                f"{path}, line {number}: expected at least {max(columns) + 1} tab-separated columns, got {len(fields)}."
+            )
+        yield fields[columns[0]], fields[columns[1]], _number(fields[columns[2]], path, number)
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing. `sts_dir` must be a folder in SentEval's layout, with STS/STS12-en-test/ ... "
+            "STS/STS16-en-test/, STS/STSBenchmark/ and SICK/; name fewer tasks if you have fewer."
+        )
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _number(text: str, path: Path, line: int) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}, line {line}: expected a score, got {text.strip()!r}.") from None

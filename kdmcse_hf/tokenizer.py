@@ -1,0 +1,27 @@
+"""Loading a tokenizer, with an error that says what is missing."""
+
+import os
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def load_tokenizer(model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of an encoder.
+
+    Raises:
+        ValueError: there is none, or it cannot pad.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model_name_or_path, **kwargs)
+    except Exception as error:
+        raise ValueError(
+            f"No tokenizer could be loaded from {str(model_name_or_path)!r} ({type(error).__name__}: {error}). Save "
+            "the encoder's tokenizer into the same folder: `tokenizer.save_pretrained(folder)`."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"The tokenizer of {str(model_name_or_path)!r} has no padding token, so sentences cannot be batched. Set "
+            "one (`tokenizer.pad_token = ...`) and save it into the encoder's folder."
+        )
+    return tokenizer

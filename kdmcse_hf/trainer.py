@@ -1,0 +1,276 @@
+"""The Trainer: one objective over scheduled batches, every term logged, scored on STS pairs as it goes."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from kdmcse_hf.calibration import FilterReport, calibrate
+from kdmcse_hf.data import ContrastiveCollator, TrainingData
+from kdmcse_hf.distributed import gather_rows
+from kdmcse_hf.embedding import SentenceEncoder
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel
+from kdmcse_hf.objective import Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
+from kdmcse_hf.sts import SentencePairs, score_pairs
+from kdmcse_hf.training_args import KDMCSETrainingArguments
+
+logger = logging.get_logger(__name__)
+
+NUM_VIEWS = 2
+CALIBRATION_PAIRS = 2048
+
+
+class NonFiniteError(RuntimeError):
+    """Training met a NaN or an infinity and stopped; the last checkpoint is still good."""
+
+
+class KDMCSETrainer(Trainer):
+    r"""Trains a [`KDMCSEModel`] on an [`Objective`].
+
+    Logged beside the loss, as means since the last log: every term (`text_loss`, `image_loss`, `caption_loss`), the
+    filtered share of negatives (`*_filter_rate`) and the share of the others that got a margin (`*_margin_rate`).
+
+    Args:
+        model: the model, in float32.
+        args: training arguments.
+        objective: what to minimise; `rate:` thresholds are calibrated on the training pairs here.
+        train_dataset: text, pairs, or both.
+        eval_dataset: scored pairs (STS-B dev); gives `eval_spearman`, `eval_alignment`, `eval_uniformity`.
+        processing_class: the tokenizer.
+        kwargs: as in `Trainer`.
+
+    Raises:
+        ValueError: data, model and objective do not fit together; says how.
+    """
+
+    def __init__(
+        self,
+        model: KDMCSEModel,
+        args: KDMCSETrainingArguments,
+        objective: Objective,
+        train_dataset: TrainingData,
+        eval_dataset: SentencePairs | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if processing_class is None:
+            raise ValueError("`processing_class` is None: the Trainer needs the model's tokenizer to pad and to score.")
+        objective, self.filter_reports = _checked(model, args, objective, train_dataset)
+        self.objective = objective
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=ContrastiveCollator(processing_class),
+            **kwargs,
+        )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {self.args.n_gpu} GPUs, which would split each batch and its negatives. Start one "
+                "process a GPU (`accelerate launch` or `torchrun --nproc_per_node`), or set CUDA_VISIBLE_DEVICES."
+            )
+        # The loss is a mean over a batch, whatever the forward signature suggests: Trainer divides it when it
+        # accumulates gradients.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+        self.can_return_loss = True
+        self.sampler = ScheduledBatchSampler(_schedule(args, train_dataset), args.world_size)
+        if args.world_size * args.per_device_train_batch_size < 2 or not (
+            args.gather_across_devices or args.per_device_train_batch_size > 1
+        ):
+            raise ValueError("A batch of one sentence has no negatives: use `per_device_train_batch_size` of 2 or more.")
+        self.add_callback(_SetEpoch(self.sampler, args.gradient_accumulation_steps))
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._bad_step: dict[str, Tensor] = {}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches as the schedule has them, one kind at a time on all processes."""
+        dataloader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(dataloader)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The objective of one batch, with the rows of all processes as candidates."""
+        inputs = dict(inputs)
+        image_ids = inputs.pop("image_ids", None)
+        outputs = model(**inputs, num_views=NUM_VIEWS)
+        anchors = PairEmbeddings(
+            text=outputs.text_embeds,
+            grounded=outputs.grounded_embeds,
+            image=outputs.image_embeds,
+            caption=outputs.caption_embeds,
+            teacher_image=inputs.get("teacher_image_embeds"),
+            teacher_text=inputs.get("teacher_text_embeds"),
+            image_ids=image_ids,
+        )
+        candidates, first_positive = anchors, 0
+        if self.args.world_size > 1 and self.args.gather_across_devices:
+            candidates = anchors.map(gather_rows)
+            first_positive = self.args.process_index * len(anchors.text)
+        result = compute_objective(self.objective, anchors, candidates, first_positive)
+        if model.training:
+            self._record({**result.terms, **result.rates})
+        return (result.loss, outputs) if return_outputs else result.loss
+
+    def evaluate(
+        self,
+        eval_dataset: SentencePairs | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Spearman, alignment and uniformity on scored pairs. Every process computes all of it."""
+        self._raise_if_not_finite()
+        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        if pairs is None:
+            raise ValueError("There is nothing to evaluate on: give the Trainer an `eval_dataset` of scored pairs.")
+        encoder = SentenceEncoder(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            batch_size=self.args.per_device_eval_batch_size,
+        )
+        with self.accelerator.autocast():
+            scores = score_pairs(encoder, pairs)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of all terms and rates since the last training log."""
+        if "loss" in logs:
+            self._raise_if_not_finite()
+            logs = {**logs, **self._drain()}
+        super().log(logs, start_time)
+
+    def _record(self, values: dict[str, Tensor]) -> None:
+        """Adds to the running sums on the device: nothing here waits for it."""
+        step = self.state.global_step + 1
+        for name, value in values.items():
+            value = value.detach()
+            never = torch.full_like(value, float("inf"), dtype=torch.float32)
+            bad = torch.where(value.isfinite(), never, float(step))
+            self._bad_step[name] = torch.minimum(self._bad_step[name], bad) if name in self._bad_step else bad
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _drain(self) -> dict[str, float]:
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name].float() / self._counts[name] for name in names])
+        means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
+        self._sums, self._counts = {}, {}
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _raise_if_not_finite(self) -> None:
+        steps = {name: step.item() for name, step in self._bad_step.items()}
+        bad = {name: int(step) for name, step in steps.items() if step != float("inf")}
+        if bad:
+            first = min(bad.values())
+            terms = ", ".join(name for name, step in bad.items() if step == first)
+            raise NonFiniteError(
+                f"At step {first} the {terms} became NaN or infinite; training stops. {self._last_good()} Lower the "
+                "learning rate, raise the temperature, clip gradients (`max_grad_norm`), or use bf16 instead of fp16."
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A checkpoint with NaN in it must never push a good one out.
+        self._raise_if_not_finite()
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise NonFiniteError(
+                    f"After step {self.state.global_step} the parameter {name} is NaN or infinite; training stops and "
+                    f"this step is not saved. {self._last_good()} Lower the learning rate."
+                )
+        super()._save_checkpoint(model, trial)
+
+    def _last_good(self) -> str:
+        checkpoint = last_complete_checkpoint(self.args.output_dir)
+        return f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+    """The newest checkpoint that was written to its end; one that a killed run left half written is passed over."""
+    checkpoints = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    for folder in sorted(checkpoints, key=lambda path: -int(path.name.rsplit("-", 1)[-1])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        except (OSError, json.JSONDecodeError):
+            logger.warning(f"{folder} is incomplete (a run was killed while it saved?): ignored.")
+            continue
+        return str(folder)
+    return None
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler which epoch begins; accelerate does not reach a wrapped batch sampler when a run resumes."""
+
+    def __init__(self, sampler: ScheduledBatchSampler, accumulation_steps: int) -> None:
+        self.sampler = sampler
+        self.steps_per_epoch = max(1, -(-sampler.schedule.steps_per_epoch // accumulation_steps))
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.sampler.epoch = state.global_step // self.steps_per_epoch
+
+
+def _schedule(args: KDMCSETrainingArguments, data: TrainingData) -> Schedule:
+    batch_size = args.per_device_train_batch_size * args.world_size
+    interval = args.pair_every_n_steps
+    if args.schedule == "interval" and interval is None and data.num_text and data.num_pairs:
+        interval = derive_interval(data.num_text, data.num_pairs, batch_size)
+    return Schedule(data.num_text, data.num_pairs, batch_size, interval, args.data_seed or args.seed)
+
+
+def _checked(
+    model: KDMCSEModel, args: KDMCSETrainingArguments, objective: Objective, data: TrainingData
+) -> tuple[Objective, list[FilterReport]]:
+    """The objective with its thresholds calibrated, after everything that can be known to be wrong was looked for."""
+    if objective.terms and data.pairs is None:
+        raise ValueError(
+            f"The objective has a term over {' and '.join(objective.terms)} features, but there are no pairs: give a "
+            "teacher cache, or use the preset `simcse`."
+        )
+    if not objective.needs <= data.needs:
+        raise ValueError(f"The objective needs {sorted(objective.needs)} features, the data carries {sorted(data.needs)}.")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"The model's parameter {name} is {parameter.dtype}: small updates would be lost. Load the model with "
+                "`dtype=torch.float32`; mixed precision is switched on by `bf16=True` or `fp16=True`."
+            )
+    if data.pairs is None or not objective.terms:
+        return objective, []
+    cache = data.pairs.cache
+    for term, store in (("image", cache.image_features), ("caption", cache.caption_features)):
+        width, expected = getattr(store, "width", None), getattr(model.config, f"{term}_embed_dim")
+        if getattr(objective, f"{term}_term") and width != expected:
+            raise ValueError(
+                f"{cache.folder} has {term} features of width {width}, but the model's `{term}_embed_dim` is "
+                f"{expected}: build the model with `{term}_embed_dim={width}`."
+            )
+    objective, reports = calibrate(objective, data.pairs.sample(CALIBRATION_PAIRS, data.needs, args.seed))
+    for report in reports:
+        logger.info(str(report))
+    return objective, reports

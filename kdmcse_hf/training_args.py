@@ -1,0 +1,42 @@
+"""Training arguments: transformers' own, with the papers' settings as defaults."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class KDMCSETrainingArguments(TrainingArguments):
+    r"""[`TrainingArguments`] whose defaults are the papers' settings for BERT-base, and the schedule of batches.
+
+    What is minimised is not set here but by an [`Objective`].
+    """
+
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows of a batch on each device."})
+    learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
+    schedule: Literal["interval", "proportional"] = field(
+        default="interval",
+        metadata={"help": "interval: a paired batch every n-th step; proportional: every batch once, in random order."},
+    )
+    pair_every_n_steps: int | None = field(
+        default=None, metadata={"help": "The interval; by default derived from the sizes of the two sets."}
+    )
+    gather_across_devices: bool = field(
+        default=True, metadata={"help": "Use the rows of all processes as negatives, with gradients."}
+    )
+    # A mean over the batch hides a NaN, and looking for one at every step waits for the device.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "See `TrainingArguments`."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "See `TrainingArguments`."})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "See `TrainingArguments`."})
+
+    def __post_init__(self) -> None:
+        if self.ddp_find_unused_parameters is None:
+            # Text batches leave the cross-modal heads unused.
+            self.ddp_find_unused_parameters = True
+        super().__post_init__()
+        if self.pair_every_n_steps is not None and self.schedule != "interval":
+            raise ValueError(
+                f"`pair_every_n_steps={self.pair_every_n_steps}` has no effect with `schedule={self.schedule!r}`: "
+                "drop one of the two."
+            )
