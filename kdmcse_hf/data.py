@@ -133,17 +133,19 @@ class CaptionPairs:
             batch["teacher_text_embeds"] = self.cache.caption_features.rows(self.caption_rows[pairs])
         return batch
 
-    def sample(self, size: int, needs: frozenset[str], seed: int = 0) -> PairEmbeddings:
-        """Teacher features of `size` random pairs (or of all, if fewer), to calibrate thresholds on."""
-        rng = np.random.default_rng((seed, 4))
-        batch = self.features(rng.permutation(len(self))[:size], needs)
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    def embeddings(self, pairs: Sequence[int] | NDArray[np.int64], needs: frozenset[str]) -> PairEmbeddings:
+        """The teacher's side of the given pairs, as the objective sees them."""
+        batch = {name: torch.from_numpy(array) for name, array in self.features(pairs, needs).items()}
         return PairEmbeddings(
-            text=torch.empty(len(batch["image_ids"]), 0),
-            teacher_image=tensors.get("teacher_image_embeds"),
-            teacher_text=tensors.get("teacher_text_embeds"),
-            image_ids=tensors["image_ids"],
+            text=torch.empty(len(pairs), 0),
+            teacher_image=batch.get("teacher_image_embeds"),
+            teacher_text=batch.get("teacher_text_embeds"),
+            image_ids=batch["image_ids"],
         )
+
+    def sample(self, size: int, needs: frozenset[str], seed: int = 0) -> PairEmbeddings:
+        """The teacher's side of `size` random pairs (of all, if fewer), to calibrate thresholds on."""
+        return self.embeddings(np.random.default_rng((seed, 4)).permutation(len(self))[:size], needs)
 
 
 class TrainingData(Dataset[dict[str, Any]]):

@@ -124,7 +124,7 @@ class KDMCSEModel(PreTrainedModel):
             kwargs: passed to `from_pretrained` (`revision`, `token`, `attn_implementation`, ...).
 
         Raises:
-            ValueError: the checkpoint's architecture differs from what was asked for.
+            ValueError: the checkpoint's architecture differs from what was asked for, or its weights cannot be read.
         """
         wanted = {
             "image_embed_dim": image_embed_dim,
@@ -145,8 +145,8 @@ class KDMCSEModel(PreTrainedModel):
                         f"The checkpoint {str(model_name_or_path)!r} has {name}={found!r}, but {name}={value!r} was "
                         "asked for. Use the checkpoint's own value, or start again from a plain encoder."
                     )
-            return cls.from_pretrained(model_name_or_path, **kwargs)
-        encoder = AutoModel.from_pretrained(model_name_or_path, **kwargs, **_without_pooler(config))
+            return _load(cls, model_name_or_path, **kwargs)
+        encoder = _load(AutoModel, model_name_or_path, **kwargs, **_without_pooler(config))
         return cls(KDMCSEConfig(text_config=encoder.config.to_dict(), **wanted), encoder=encoder)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -241,3 +241,15 @@ def _without_pooler(text_config: Any) -> dict[str, bool]:
     """`add_pooling_layer=False` for encoders that have the switch: their own pooler would be an untrained dead weight."""
     model_class = AutoModel._model_mapping[type(text_config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+
+
+def _load(model_class: Any, model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    try:
+        return model_class.from_pretrained(model_name_or_path, **kwargs)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # safetensors has an exception of its own, and this file imports no safetensors
+        raise ValueError(
+            f"The weights in {str(model_name_or_path)!r} cannot be read ({type(error).__name__}: {error}). The file "
+            "is damaged or was cut short: copy or download it again, or take an earlier checkpoint."
+        ) from error

@@ -1,0 +1,81 @@
+"""The objective written from the equations as double loops over plain numbers: slow, and short enough to check by eye.
+
+Every function works on Python-level scalars of torch (so that autograd follows), row by row and pair by pair. It shares
+nothing with the package.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum() / (a.norm() * b.norm())
+
+
+def info_nce_row(similarities: list[Tensor], own: int, temperature: float, left_out: set[int]) -> Tensor:
+    """-log(exp(s_own / t) / sum over the rest that is not left out)."""
+    kept = [s for j, s in enumerate(similarities) if j == own or j not in left_out]
+    numerator = (similarities[own] / temperature).exp()
+    return -(numerator / sum((s / temperature).exp() for s in kept)).log()
+
+
+def with_margin(value: Tensor, margin: float, full: float, continuous: bool) -> Tensor:
+    """cos(theta - margin) by way of arccos, behind its gate."""
+    theta = value.clamp(-1, 1).arccos()
+    if continuous:
+        return (theta - margin).cos() if theta > margin else value + 1 - math.cos(margin)
+    return (theta - margin).cos() if theta > full else value
+
+
+def slow_objective(o: object, e: object) -> Tensor:
+    """o: an Objective with `cosine:` or `relative:` thresholds; e: PairEmbeddings of one process."""
+    batch = range(len(e.text))
+    same_image = [set() for _ in batch]
+    if o.mask_same_image and e.image_ids is not None:
+        same_image = [{j for j in batch if j != i and e.image_ids[j] == e.image_ids[i]} for i in batch]
+
+    total = torch.zeros((), dtype=e.text.dtype)
+    for i in batch:
+        row = []
+        for j in batch:
+            value = cosine(e.text[i, 0], e.text[j, 1])
+            if j != i and o.text_margin:
+                value = with_margin(value, o.text_margin, o.text_margin, o.continuous_margin)
+            row.append(value)
+        total = total + info_nce_row(row, i, o.temperature, same_image[i]) / len(batch)
+    if e.grounded is None:
+        return total
+
+    teacher = {"text": e.teacher_text, "image": e.teacher_image}
+    for term in ("image", "caption"):
+        if not getattr(o, f"{term}_term"):
+            continue
+        targets = getattr(e, term)
+
+        def alpha(source: str, i: int, j: int) -> float:
+            left, right = source.split("_")
+            return float(cosine(teacher[left][i], teacher[right][j]))
+
+        for i in batch:
+            filtered = set(same_image[i])
+            kind, _, number = getattr(o, f"{term}_threshold").partition(":")
+            if kind != "none":
+                source = getattr(o, f"{term}_filter_source")
+                limit = float(number) * (alpha(source, i, i) if kind == "relative" else 1.0)
+                filtered |= {j for j in batch if j != i and alpha(source, i, j) > limit}
+            for view in (0, 1):
+                row = []
+                for j in batch:
+                    value = cosine(e.grounded[i, view], targets[j])
+                    if j != i and o.cross_modal_margin:
+                        source = getattr(o, f"{term}_margin_source")
+                        share = 1.0 if source == "constant" else 1.0 - alpha(source, i, j)
+                        value = with_margin(
+                            value, share * o.cross_modal_margin, o.cross_modal_margin, o.continuous_margin
+                        )
+                    row.append(value)
+                loss = info_nce_row(row, i, o.cross_modal_temperature, filtered)
+                total = total + o.cross_modal_weight * loss / (2 * len(batch))
+    return total
