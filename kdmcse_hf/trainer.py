@@ -94,6 +94,22 @@ class KDMCSETrainer(Trainer):
         self._counts: dict[str, int] = {}
         self._bad_step: dict[str, Tensor] = {}
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As in `Trainer`; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
+
+        Raises:
+            ValueError: the output folder holds checkpoints, and nothing says whether to go on from them.
+        """
+        newest = last_complete_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint in (True, "true", "True"):
+            resume_from_checkpoint = newest
+        elif not resume_from_checkpoint and newest is not None:
+            raise ValueError(
+                f"{self.args.output_dir} already holds {Path(newest).name}. Go on from it with "
+                "`resume_from_checkpoint=True`, or choose another output folder."
+            )
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as the schedule has them, one kind at a time on all processes."""
         dataloader: DataLoader[Any] = DataLoader(

@@ -1,0 +1,52 @@
+"""Score an encoder on the seven STS sets (SentEval's layout and "all" Spearman x 100).
+
+    python examples/evaluate_sts.py --model_name_or_path runs/kdmcse --sts_dir SentEval/data/downstream \
+        --output_json scores.json
+    python examples/evaluate_sts.py --model_name_or_path bert-base-uncased --pooling cls --sts_dir ...
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModel
+
+import kdmcse_hf  # noqa: F401  (registers KDMCSEModel with AutoModel)
+from kdmcse_hf.embedding import SentenceEncoder
+from kdmcse_hf.sts import TASKS, evaluate_sts
+from kdmcse_hf.tokenizer import load_tokenizer
+
+
+def main(argv: Sequence[str]) -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model or any AutoModel encoder")
+    parser.add_argument("--sts_dir", required=True, help="folder with STS/ and SICK/ in SentEval's layout")
+    parser.add_argument("--output_json", type=Path, help="where to write {task: score, ..., avg: score}")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="needed for encoders that are not KDMCSE models")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+
+    model = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device)
+    encoder = SentenceEncoder(
+        model,
+        load_tokenizer(args.model_name_or_path),
+        pooling=args.pooling,
+        batch_size=args.batch_size,
+        max_length=args.max_seq_length,
+        progress=True,
+    )
+    scores = evaluate_sts(encoder, args.sts_dir, args.tasks)
+    print("  ".join(f"{task} {score:.2f}" for task, score in scores.items()))
+    if args.output_json:
+        args.output_json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

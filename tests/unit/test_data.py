@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import make_cache, make_sentences, make_tokenizer
+
+from kdmcse_hf.data import CaptionPairs, ContrastiveCollator, TrainingData, read_sentences, tokenize
+from kdmcse_hf.teacher_cache import TeacherCache
+
+BOTH = frozenset({"image", "text"})
+
+
+def text_dataset(count: int = 30) -> datasets.Dataset:
+    return tokenize(datasets.Dataset.from_dict({"text": make_sentences(count)}), "text", make_tokenizer(), 32)
+
+
+def test_a_sentence_file_is_one_row_a_line(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("the cat runs\nNA\n  spaced  \n", encoding="utf-8")
+    assert [row.strip() for row in read_sentences(tmp_path / "s.txt")["text"]] == ["the cat runs", "NA", "spaced"]
+
+
+def test_tokens_are_the_tokenizer_s_cut_at_the_length() -> None:
+    sentences = make_sentences(20)
+    tokenizer = make_tokenizer()
+    dataset = tokenize(datasets.Dataset.from_dict({"text": sentences}), "text", tokenizer, 6)
+    assert dataset["input_ids"][:] == tokenizer(sentences, truncation=True, max_length=6)["input_ids"]
+    assert max(map(len, dataset["input_ids"])) == 6
+
+
+def test_a_missing_text_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt does not exist"):
+        read_sentences(tmp_path / "gone.txt")
+
+
+def test_text_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("caf\xe9\n".encode("latin-1") * 3)
+    with pytest.raises(ValueError, match=r"latin\.txt cannot be read as UTF-8"):
+        read_sentences(tmp_path / "latin.txt")
+
+
+def test_an_empty_line_is_refused_by_number_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("the cat\n\nthe dog\n")
+    with pytest.raises(ValueError, match=r"Row 2 of the column 'text' is empty.*grep -v"):
+        tokenize(read_sentences(tmp_path / "s.txt"), "text", make_tokenizer(), 32)
+
+
+def test_a_wrong_column_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="no column 'sentence': the dataset has 'text'"):
+        tokenize(datasets.Dataset.from_dict({"text": ["a"]}), "sentence", make_tokenizer(), 32)
+
+
+def test_one_caption_an_image_is_one_and_differs_by_seed(cache: TeacherCache) -> None:
+    picks = [CaptionPairs(cache, make_tokenizer(), captions_per_image="one", seed=seed) for seed in (0, 1)]
+    for pairs in picks:
+        assert sorted(pairs.image_rows.tolist()) == list(range(24))
+        np.testing.assert_array_equal(pairs.image_rows, pairs.caption_rows // 2)
+    assert picks[0].caption_rows.tolist() != picks[1].caption_rows.tolist()
+
+
+def test_a_number_of_pairs_is_that_number_drawn_from_all(cache: TeacherCache) -> None:
+    pairs = CaptionPairs(cache, make_tokenizer(), max_pairs=10, seed=0)
+    assert len(set(pairs.caption_rows.tolist())) == 10
+    assert max(pairs.caption_rows) > 20
+    with pytest.raises(ValueError, match="`max_pairs` is 100, but there are only 48"):
+        CaptionPairs(cache, make_tokenizer(), max_pairs=100)
+
+
+def test_shuffled_images_stay_with_their_captions_and_random_ones_do_not(cache: TeacherCache) -> None:
+    shuffled = CaptionPairs(cache, make_tokenizer(), image_assignment="shuffled").image_rows.reshape(24, 2)
+    np.testing.assert_array_equal(shuffled[:, 0], shuffled[:, 1])
+    assert sorted(shuffled[:, 0].tolist()) == list(range(24))
+    assert (shuffled[:, 0] != np.arange(24)).mean() > 0.5
+    random = CaptionPairs(cache, make_tokenizer(), image_assignment="random").image_rows.reshape(24, 2)
+    assert (random[:, 0] != random[:, 1]).mean() > 0.5
+
+
+@pytest.mark.parametrize("captions_per_image", ["one", "all"])
+def test_a_paired_batch_carries_each_caption_s_own_tokens_and_features(
+    captions_per_image: str, cache: TeacherCache
+) -> None:
+    tokenizer = make_tokenizer()
+    pairs = CaptionPairs(cache, tokenizer, captions_per_image=captions_per_image)
+    data = TrainingData(text_dataset(), pairs, BOTH)
+    indices = [30 + 5, 30 + 0, 30 + 11]
+    batch = ContrastiveCollator(tokenizer)(data.__getitems__(indices))
+    for place, index in enumerate(indices):
+        caption_row = pairs.caption_rows[index - 30]
+        caption = cache.captions[int(caption_row)]
+        tokens = batch["input_ids"][place][batch["attention_mask"][place].bool()]
+        assert tokens.tolist() == tokenizer(caption["caption"])["input_ids"]
+        assert batch["image_ids"][place] == caption["image_row"]
+        image = cache.image_features.rows([caption["image_row"]])[0]
+        assert torch.equal(batch["teacher_image_embeds"][place], torch.from_numpy(image))
+        text = cache.caption_features.rows([caption_row])[0]
+        assert torch.equal(batch["teacher_text_embeds"][place], torch.from_numpy(text))
+
+
+def test_a_batch_is_padded_to_its_own_longest() -> None:
+    data = TrainingData(text_dataset(), None)
+    rows = data.__getitems__([0, 1, 2])
+    batch = ContrastiveCollator(make_tokenizer())(rows)
+    assert batch["input_ids"].shape[1] == max(len(row["input_ids"]) for row in rows)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len(row["input_ids"]) for row in rows]
+
+
+def test_only_needed_features_are_read(cache: TeacherCache) -> None:
+    pairs = CaptionPairs(cache, make_tokenizer())
+    assert set(TrainingData(None, pairs, frozenset({"image"}))[0]) == {
+        "input_ids",
+        "image_ids",
+        "teacher_image_embeds",
+    }
+    assert set(TrainingData(None, pairs)[0]) == {"input_ids", "image_ids"}
+
+
+def test_an_image_only_cache_is_refused_for_kdmcse_with_the_way_out(tmp_path: Path) -> None:
+    pairs = CaptionPairs(make_cache(tmp_path, text=False), make_tokenizer())
+    with pytest.raises(ValueError, match="image features only.*preset `mcse`"):
+        pairs.sample(10, BOTH)

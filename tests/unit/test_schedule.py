@@ -1,0 +1,110 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
+
+
+def kinds(schedule: Schedule, steps: int) -> list[str]:
+    return [schedule.kind(step) for step in range(steps)]
+
+
+def test_a_paired_batch_comes_every_kth_step_beginning_with_the_first() -> None:
+    schedule = Schedule(100, 40, 10, pair_every_n_steps=3, seed=0)
+    assert kinds(schedule, 7) == ["pair", "text", "text", "pair", "text", "text", "pair"]
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "interval", "steps"), [(29_783, 33, 48_273), (148_915, 6, 53_856), (82_783, 12, 50_757)]
+)
+def test_interval_and_epoch_are_those_of_the_published_runs(num_pairs: int, interval: int, steps: int) -> None:
+    assert derive_interval(1_000_000, num_pairs, 64) == interval
+    # The published loaders keep the last, smaller batch of each set; ours are full.
+    schedule = Schedule(1_000_000, num_pairs, 64, interval, seed=0)
+    assert 3 * schedule.steps_per_epoch == pytest.approx(steps, abs=3)
+
+
+@pytest.mark.parametrize("interval", [2, 3, None])
+def test_every_pass_shows_every_row_of_a_full_batch_once_in_a_new_order(interval: int | None) -> None:
+    schedule = Schedule(53, 31, 5, interval, seed=1)
+    rows: dict[str, list[int]] = {"text": [], "pair": []}
+    for step in range(60):
+        kind, batch = schedule.rows(step)
+        assert len(batch) == 5
+        rows[kind].extend(batch.tolist())
+    for kind, size in (("text", 53), ("pair", 31)):
+        one_pass = size // 5 * 5
+        first, second = rows[kind][:one_pass], rows[kind][one_pass : 2 * one_pass]
+        assert max(Counter(first).values()) == 1
+        assert max(Counter(second).values()) == 1
+        assert first[: len(second)] != second
+
+
+def test_proportional_uses_each_set_exactly_once_an_epoch_in_changing_order() -> None:
+    schedule = Schedule(60, 20, 5, None, seed=0)
+    epochs = [kinds(schedule, 32)[:16], kinds(schedule, 32)[16:]]
+    assert [epoch.count("pair") for epoch in epochs] == [4, 4]
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("interval", [2, None])
+def test_a_step_is_the_same_whichever_steps_were_asked_for_before(interval: int | None) -> None:
+    fresh = Schedule(90, 40, 4, interval, seed=3)
+    used = Schedule(90, 40, 4, interval, seed=3)
+    for step in (70, 3, 41):
+        used.rows(step)
+    for step in (40, 41, 5):
+        assert fresh.kind(step) == used.kind(step)
+        np.testing.assert_array_equal(fresh.rows(step)[1], used.rows(step)[1])
+
+
+def test_another_seed_is_another_order() -> None:
+    first, second = (Schedule(90, 40, 4, 2, seed=seed).rows(1)[1] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("interval", [2, None])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_work_together_on_the_rows_of_one_process(processes: int, interval: int | None) -> None:
+    schedule = Schedule(90, 60, 6, interval, seed=0)
+    together = list(ScheduledBatchSampler(schedule, processes))
+    alone = list(ScheduledBatchSampler(schedule, 1))
+    assert len(together) == processes * len(alone)
+    for step, batch in enumerate(alone):
+        # accelerate deals batch n to process n modulo the number of processes
+        shares = together[step * processes : (step + 1) * processes]
+        assert sum(shares, []) == batch
+        assert len({index >= 90 for share in shares for index in share}) == 1  # one kind everywhere
+
+
+def test_epochs_go_on_where_the_last_one_ended() -> None:
+    schedule = Schedule(50, 20, 5, 2, seed=0)
+    sampler = ScheduledBatchSampler(schedule)
+    sampler.epoch = 1
+    kind, rows = schedule.rows(schedule.steps_per_epoch)
+    assert next(iter(sampler)) == (rows + (50 if kind == "pair" else 0)).tolist()
+
+
+def test_one_set_alone_needs_no_interval() -> None:
+    assert set(kinds(Schedule(50, 0, 5, None, seed=0), 20)) == {"text"}
+    assert set(kinds(Schedule(0, 50, 5, 2, seed=0), 20)) == {"pair"}
+
+
+def test_less_text_than_pairs_is_refused_with_the_ways_out() -> None:
+    with pytest.raises(ValueError, match=r"text set \(1,000 rows\).*pair set \(5,000 rows\).*pair_every_n_steps"):
+        derive_interval(1000, 5000, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 40, 20, 2), "text set has 10 rows, fewer than one batch of 20"),
+        ((40, 10, 20, 2), "pair set has 10 rows, fewer than one batch of 20"),
+        ((0, 0, 2, None), "neither text nor pairs"),
+        ((40, 40, 4, 1), "`pair_every_n_steps` is 1"),
+    ],
+)
+def test_impossible_schedules_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Schedule(*arguments, seed=0)

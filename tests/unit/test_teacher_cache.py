@@ -1,0 +1,219 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_cache
+from safetensors.numpy import save_file
+
+from kdmcse_hf.feature_import import import_features
+from kdmcse_hf.teacher_cache import MANIFEST, CacheError, TeacherCache, write_cache
+
+
+def arguments(**changes: object) -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        "images": ["a.jpg", "b.jpg"],
+        "captions": ["one", "two", "three"],
+        "image_rows": [0, 0, 1],
+        "image_features": [rng.normal(size=(2, 4)).astype(np.float16)],
+        "caption_features": [rng.normal(size=(3, 4)).astype(np.float16)],
+        "teacher": {"name": "t"},
+        "source": {},
+        **changes,
+    }
+
+
+def test_rows_come_back_as_written_across_shards_in_any_order(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    cache = write_cache(
+        tmp_path,
+        **arguments(
+            images=[f"{i}" for i in range(50)],
+            image_features=[features[:7], features[7:8], features[8:]],  # chunks need not be shards
+        ),
+        rows_per_shard=8,
+    )
+    assert len(list(tmp_path.glob("image_features-*.safetensors"))) == 7
+    order = np.random.default_rng(1).integers(50, size=200)
+    np.testing.assert_array_equal(cache.image_features.rows(order), features[order])
+    assert cache.image_features.rows([]).shape == (0, 6)
+
+
+def test_captions_keep_their_image(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, **arguments())
+    assert cache.captions.to_dict() == {"caption": ["one", "two", "three"], "image_row": [0, 0, 1]}
+    assert cache.images["image"][:] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_manifest_knows_whether_features_are_normalised(tmp_path: Path, scale: float) -> None:
+    features = np.random.default_rng(0).normal(size=(2, 4))
+    features *= scale / np.linalg.norm(features, axis=1, keepdims=True)
+    cache = write_cache(tmp_path, **arguments(image_features=[features.astype(np.float16)]))
+    assert cache.manifest["image_features"]["normalized"] is (scale == 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_feature_that_is_not_finite_is_refused_by_row(tmp_path: Path, bad: float) -> None:
+    features = np.ones((3, 4), dtype=np.float32)
+    features[1, 2] = bad
+    with pytest.raises(CacheError, match="Row 1 of the caption features is NaN or infinite"):
+        write_cache(tmp_path, **arguments(caption_features=[features]))
+    with pytest.raises(CacheError, match=f"no {MANIFEST}"):
+        TeacherCache(tmp_path)  # nothing half done passes for a cache
+
+
+def test_an_empty_caption_is_refused_by_row_and_image(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"Caption 1 \(image 'a.jpg'\) is empty"):
+        write_cache(tmp_path, **arguments(captions=["one", " \t", "three"]))
+
+
+def test_missing_rows_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="2 rows of caption features for 3 captions"):
+        write_cache(tmp_path, **arguments(caption_features=[np.ones((2, 4), dtype=np.float32)]))
+
+
+def test_a_cache_is_never_overwritten(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    with pytest.raises(CacheError, match="already holds a teacher cache"):
+        make_cache(tmp_path)
+
+
+def test_a_truncated_shard_is_refused_by_name_and_size(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    shard = tmp_path / "caption_features-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(CacheError, match=f"{shard} is .* bytes long, but the manifest says"):
+        TeacherCache(tmp_path)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    (tmp_path / "captions.arrow").unlink()
+    with pytest.raises(CacheError, match=r"captions\.arrow is missing"):
+        TeacherCache(tmp_path)
+
+
+def test_verify_finds_one_flipped_bit(tmp_path: Path) -> None:
+    make_cache(tmp_path).verify()
+    shard = tmp_path / "image_features-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CacheError, match=f"{shard} has SHA-256"):
+        TeacherCache(tmp_path).verify()
+
+
+def test_a_shard_that_contradicts_the_manifest_is_refused(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    path = tmp_path / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["image_features"]["width"] = 13
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CacheError, match=r"shape \(16, 12\).*manifest says \(16, 13\)"):
+        TeacherCache(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text('{"format": "something else"}')
+    with pytest.raises(CacheError, match="'something else' version None: expected"):
+        TeacherCache(tmp_path)
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> dict:
+    """Feature files as other projects leave them."""
+    rng = np.random.default_rng(0)
+    features = {
+        "image_features": rng.normal(size=(3, 4)).astype(np.float16),
+        "caption_features": rng.normal(size=(4, 4)).astype(np.float16),
+    }
+    save_file(features, tmp_path / "both.safetensors")
+    (tmp_path / "names.txt").write_text("b.jpg\na.jpg\nc.jpg\n")
+    (tmp_path / "captions.csv").write_text('image,caption\na.jpg,"NA"\na.jpg,"said ""hi"", left"\nb.jpg,x\nc.jpg,y\n')
+    (tmp_path / "splits.csv").write_text("image,split\na.jpg,train\nb.jpg,test\nc.jpg,train\n")
+    return {
+        "captions_file": tmp_path / "captions.csv",
+        "image_features_file": tmp_path / "both.safetensors",
+        "caption_features_file": tmp_path / "both.safetensors",
+        "image_names_file": tmp_path / "names.txt",
+        "teacher_name": "t",
+        "features": features,
+    }
+
+
+def test_imported_features_follow_their_names_and_rows(kit: dict, tmp_path: Path) -> None:
+    features = kit.pop("features")
+    cache = import_features(tmp_path / "cache", **kit, splits_file=tmp_path / "splits.csv", split="train")
+    assert cache.images["image"][:] == ["a.jpg", "c.jpg"]
+    assert cache.captions.to_dict() == {"caption": ["NA", 'said "hi", left', "y"], "image_row": [0, 0, 1]}
+    np.testing.assert_array_equal(cache.image_features.rows([0, 1]), features["image_features"][[1, 2]])
+    np.testing.assert_array_equal(cache.caption_features.rows([0, 1, 2]), features["caption_features"][[0, 1, 3]])
+
+
+def test_npy_features_import_without_names_in_the_order_of_the_table(kit: dict, tmp_path: Path) -> None:
+    features = kit.pop("features")
+    np.save(tmp_path / "images.npy", features["image_features"])
+    kit |= {"image_features_file": tmp_path / "images.npy", "caption_features_file": None, "image_names_file": None}
+    cache = import_features(tmp_path / "cache", **kit)
+    assert cache.images["image"][:] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert cache.caption_features is None
+    np.testing.assert_array_equal(cache.image_features.rows([0, 1, 2]), features["image_features"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("captions.csv", "image,text\na.jpg,x\n", r"captions\.csv, line 2: no column 'caption'"),
+        ("captions.csv", "image,caption\na.jpg,x\nb.jpg,\n", r"captions\.csv, line 3: the caption is empty"),
+        ("captions.csv", "image,caption\nz.jpg,x\n", "1 images without features, such as 'z.jpg'"),
+        ("captions.csv", "image,caption\na.jpg,x\n", "expected 1 rows"),
+        ("captions.csv", "", "has no rows"),
+        ("names.txt", "b.jpg\na.jpg\n", "1 images without features|expected 2 rows"),
+        ("names.txt", "a.jpg\na.jpg\nc.jpg\n", "names an image twice"),
+        ("splits.csv", "image,split\na.jpg,test\n", "no image in split 'train': it has 'test'"),
+        ("both.safetensors", "not safetensors at all", "cannot be read as features"),
+    ],
+)
+def test_bad_input_files_are_refused_by_name(file: str, content: str, message: str, kit: dict, tmp_path: Path) -> None:
+    del kit["features"]
+    (tmp_path / file).write_text(content)
+    with pytest.raises((CacheError, ValueError), match=message):
+        import_features(tmp_path / "cache", **kit, splits_file=tmp_path / "splits.csv", split="train")
+
+
+def test_a_missing_feature_file_is_refused_by_name(kit: dict, tmp_path: Path) -> None:
+    del kit["features"]
+    kit["image_features_file"] = tmp_path / "gone.npy"
+    with pytest.raises(FileNotFoundError, match=r"gone\.npy does not exist"):
+        import_features(tmp_path / "cache", **kit)
+
+
+def test_a_pickled_array_is_never_loaded(kit: dict, tmp_path: Path) -> None:
+    del kit["features"]
+    np.save(tmp_path / "images.npy", np.array([{"a": 1}] * 3, dtype=object), allow_pickle=True)
+    kit["image_features_file"] = tmp_path / "images.npy"
+    with pytest.raises(CacheError, match=r"images\.npy cannot be read as features"):
+        import_features(tmp_path / "cache", **kit)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_all_table_formats_read_the_same(suffix: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from kdmcse_hf.caption_table import read_caption_table
+
+    rows = [("a.jpg", "null"), ("ü.jpg", "two\nlines, 'quoted'")]
+    path = tmp_path / f"table{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"caption": [r[1] for r in rows], "image": [r[0] for r in rows]}), path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"image": i, "caption": c}) + "\n" for i, c in rows))
+    else:
+        import csv
+
+        with open(path, "w", newline="") as file:
+            csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",").writerows([("image", "caption"), *rows])
+    assert read_caption_table(path) == ([r[0] for r in rows], [r[1] for r in rows])

@@ -1,0 +1,330 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_cache, make_sentences, make_tokenizer, write_sts
+from datasets import Dataset
+
+from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
+from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
+from kdmcse_hf.objective import PRESETS, Objective
+from kdmcse_hf.sts import load_sts
+from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.trainer import NonFiniteError, last_complete_checkpoint
+
+LOOSE = {"image_threshold": "rate:0.05", "caption_threshold": "rate:0.05"}
+KDMCSE = dataclasses.replace(PRESETS["kdmcse"], **LOOSE)
+
+
+def make_trainer(
+    tmp_path: Path,
+    encoder: Path,
+    objective: Objective = KDMCSE,
+    num_text: int = 200,
+    pairs: bool = True,
+    dev: bool = False,
+    dropout: bool = True,
+    **arguments: object,
+) -> KDMCSETrainer:
+    tokenizer = make_tokenizer()
+    folder = tmp_path / "cache"
+    cache = (TeacherCache(folder) if folder.exists() else make_cache(folder)) if pairs else None
+    sentences = Dataset.from_dict({"text": make_sentences(num_text, seed=9)})
+    data = TrainingData(
+        tokenize(sentences, "text", tokenizer, 32) if num_text else None,
+        CaptionPairs(cache, tokenizer) if cache else None,
+        objective.needs,
+    )
+    torch.manual_seed(0)
+    model = KDMCSEModel.from_encoder(
+        encoder,
+        image_embed_dim=12 if objective.image_term else None,
+        caption_embed_dim=12 if objective.caption_term else None,
+        projection_dim=8,
+    )
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    if dev and not (tmp_path / "sts").exists():
+        write_sts(tmp_path / "sts", make_sentences(30, seed=5))
+    settings = {
+        "output_dir": str(tmp_path / "out"),
+        "per_device_train_batch_size": 8,
+        "pair_every_n_steps": 2 if num_text and pairs else None,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **arguments,
+    }
+    return KDMCSETrainer(
+        model,
+        KDMCSETrainingArguments(**settings),
+        objective,
+        train_dataset=data,
+        eval_dataset=load_sts(tmp_path / "sts", "STSB", "dev") if dev else None,
+        processing_class=tokenizer,
+    )
+
+
+def losses(trainer: KDMCSETrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture
+def bert(encoder_folder) -> Path:
+    return encoder_folder("bert")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_moves_every_parameter_it_has(preset: str, bert: Path, tmp_path: Path) -> None:
+    objective = PRESETS[preset] if preset != "kdmcse" else KDMCSE
+    trainer = make_trainer(tmp_path, bert, objective)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    still = {name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])}
+    # Keys' biases cancel in the softmax, and one token type is never used apart from the rest.
+    assert not {name for name in still if not name.endswith("key.bias")}
+
+
+def test_the_loss_falls(bert: Path, tmp_path: Path) -> None:
+    objective = dataclasses.replace(PRESETS["mcse"], cross_modal_weight=1.0)
+    trainer = make_trainer(tmp_path, bert, objective, num_text=0, max_steps=60)
+    trainer.train()
+    found = losses(trainer)
+    assert np.mean(found[-10:]) < 0.7 * np.mean(found[:5])
+
+
+def test_terms_and_rates_are_logged_and_add_up_to_the_loss(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert)
+    trainer.train()
+    paired, text = [entry for entry in trainer.state.log_history if "loss" in entry][:2]
+    assert paired["loss"] == pytest.approx(
+        paired["text_loss"] + KDMCSE.cross_modal_weight * (paired["image_loss"] + paired["caption_loss"]), rel=1e-5
+    )
+    assert {"image_filter_rate", "caption_filter_rate", "image_margin_rate", "caption_margin_rate"} <= paired.keys()
+    assert text["loss"] == pytest.approx(text["text_loss"], rel=1e-5)
+    assert "image_loss" not in text
+
+
+def test_logged_terms_are_means_over_the_steps_since_the_last_log(bert: Path, tmp_path: Path) -> None:
+    every = make_trainer(tmp_path, bert)
+    every.train()
+    single = [entry["text_loss"] for entry in every.state.log_history if "text_loss" in entry]
+    together = make_trainer(tmp_path, bert, logging_steps=4)
+    together.train()
+    (entry,) = [entry for entry in together.state.log_history if "text_loss" in entry]
+    assert entry["text_loss"] == pytest.approx(np.mean(single), rel=1e-5)
+
+
+def test_the_loss_logged_under_accumulation_is_the_mean_over_micro_batches(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert, gradient_accumulation_steps=2, learning_rate=0.0, max_steps=2)
+    trainer.train()
+    plain = make_trainer(tmp_path, bert, learning_rate=0.0, max_steps=4)
+    plain.train()
+    single = losses(plain)
+    assert losses(trainer) == pytest.approx([np.mean(single[:2]), np.mean(single[2:])], rel=1e-5)
+
+
+def test_accumulated_gradients_are_the_mean_over_micro_batches(bert: Path, tmp_path: Path) -> None:
+    gradients = []
+    for steps in (1, 2):
+        trainer = make_trainer(tmp_path, bert, dropout=False, gradient_accumulation_steps=steps)
+        batches = [trainer.data_collator(trainer.train_dataset.__getitems__(rows)) for rows in ([0, 1, 2], [5, 6, 7])]
+        trainer.current_gradient_accumulation_steps = steps
+        for batch in batches:
+            trainer.training_step(trainer.model, batch)
+        gradients.append(trainer.model.pooler.dense.weight.grad)
+    torch.testing.assert_close(gradients[0] / 2, gradients[1])
+
+
+def test_accumulation_is_not_a_bigger_batch(bert: Path, tmp_path: Path) -> None:
+    """Each micro-batch has its own negatives only: what GradCache and gathering are for."""
+    trainer = make_trainer(tmp_path, bert, dropout=False)
+    collate, rows = trainer.data_collator, trainer.train_dataset.__getitems__
+    whole = trainer.compute_loss(trainer.model, collate(rows([0, 1, 2, 3]))).item()
+    halves = [trainer.compute_loss(trainer.model, collate(rows(part))).item() for part in ([0, 1], [2, 3])]
+    assert whole > max(halves)
+
+
+def test_the_dev_score_is_logged_and_the_best_checkpoint_is_the_one_loaded(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        bert,
+        dev=True,
+        max_steps=6,
+        learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="spearman",
+        greater_is_better=True,
+    )
+    trainer.train()
+    scores = [entry["eval_spearman"] for entry in trainer.state.log_history if "eval_spearman" in entry]
+    assert len(scores) == 6
+    assert trainer.state.best_metric == max(scores)
+    assert trainer.evaluate()["eval_spearman"] == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_same_seed_same_curve_and_another_seed_another(bert: Path, tmp_path: Path) -> None:
+    curves = []
+    for seed in (1, 1, 2):
+        trainer = make_trainer(tmp_path, bert, seed=seed)
+        trainer.train()
+        curves.append(losses(trainer))
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_workers_change_nothing(bert: Path, tmp_path: Path) -> None:
+    curves = []
+    for workers in (0, 2):
+        trainer = make_trainer(tmp_path, bert, dataloader_num_workers=workers, dropout=False)
+        trainer.train()
+        curves.append(losses(trainer))
+    assert curves[0] == curves[1]
+
+
+def test_bf16_follows_float32_with_float32_weights(bert: Path, tmp_path: Path) -> None:
+    curves = []
+    for bf16 in (False, True):
+        trainer = make_trainer(tmp_path, bert, dropout=False, bf16=bf16)
+        trainer.train()
+        curves.append(losses(trainer))
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.05)
+    assert curves[0] != curves[1]
+
+
+def test_a_step_under_fp16_autocast_has_finite_gradients(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert)
+    first_pair = trainer.train_dataset.num_text
+    batch = trainer.data_collator(trainer.train_dataset.__getitems__(list(range(first_pair, first_pair + 8))))
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_resuming_in_mid_epoch_gives_the_straight_run_s_losses(bert: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 5, "output_dir": str(tmp_path / "straight")}
+    straight = make_trainer(tmp_path, bert, **settings)
+    straight.train()
+    resumed = make_trainer(tmp_path, bert, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-5"))
+    assert losses(resumed) == losses(straight)
+
+
+def test_resuming_in_a_later_epoch_goes_on_with_that_epoch_s_order(bert: Path, tmp_path: Path) -> None:
+    # 48 pairs make 6 steps an epoch
+    settings = {"max_steps": 14, "save_strategy": "steps", "save_steps": 8, "output_dir": str(tmp_path / "straight")}
+    straight = make_trainer(tmp_path, bert, num_text=0, **settings)
+    straight.train()
+    resumed = make_trainer(tmp_path, bert, num_text=0, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-8"))
+    assert losses(resumed) == losses(straight)
+
+
+def test_a_half_written_checkpoint_is_passed_over(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert, save_strategy="steps", save_steps=2)
+    trainer.train()
+    newest = tmp_path / "out" / "checkpoint-4"
+    state = newest / "trainer_state.json"
+    state.write_text(state.read_text()[:20])
+    assert last_complete_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-2")
+    resumed = make_trainer(tmp_path, bert, save_strategy="steps", save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(trainer)
+
+
+@pytest.mark.parametrize("term", ["text_loss", "image_loss"])
+def test_a_nan_stops_the_run_names_step_and_term_and_keeps_the_last_good_checkpoint(
+    term: str, bert: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        tmp_path, bert, max_steps=20, save_strategy="steps", save_steps=2, save_total_limit=1, logging_steps=4
+    )
+    compute = trainer.compute_loss
+
+    def poisoned(model, inputs, *args, **kwargs):
+        if trainer.state.global_step == 4:  # the fifth step, a paired one
+            head = model.pooler.dense if term == "text_loss" else model.image_projection
+            with torch.no_grad():
+                head.weight[0, 0] = math.nan
+        return compute(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = poisoned
+    with pytest.raises(NonFiniteError, match=rf"At step 5 the {term} became NaN.*checkpoint-4"):
+        trainer.train()
+    kept = KDMCSEModel.from_pretrained(tmp_path / "out" / "checkpoint-4")
+    assert all(p.isfinite().all() for p in kept.parameters())
+
+
+def test_a_trained_folder_opens_with_the_vectors_that_were_scored(bert: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    from kdmcse_hf import SentenceEncoder
+
+    trainer = make_trainer(tmp_path, bert)
+    trainer.train()
+    trainer.save_model()
+    folder = tmp_path / "out"
+    sentences = make_sentences(12)
+    scored = SentenceEncoder(trainer.model, trainer.processing_class)(sentences)
+    opened = SentenceEncoder(AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))(sentences)
+    np.testing.assert_array_equal(scored, opened)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["KDMCSEModel"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": False, "objective": KDMCSE}, "there are no pairs: give a teacher cache, or use the preset `simcse`"),
+        ({"per_device_train_batch_size": 1}, "A batch of one sentence has no negatives"),
+        ({"per_device_train_batch_size": 64}, "pair set has 48 rows, fewer than one batch of 64"),
+        ({"pair_every_n_steps": None, "num_text": 40}, r"text set \(40 rows\) is not twice the pair set \(48 rows\)"),
+        (
+            {"objective": dataclasses.replace(KDMCSE, image_threshold="cosine:0.9999")},
+            "image term cannot work.*filters 0.0000%",
+        ),
+        (
+            {"objective": dataclasses.replace(KDMCSE, caption_threshold="cosine:-0.9")},
+            "caption term cannot work",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(changes: dict, message: str, bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, bert, **changes)
+
+
+def test_features_that_do_not_fit_the_model_are_refused_with_both_widths(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert)
+    model = KDMCSEModel.from_encoder(bert, image_embed_dim=13, caption_embed_dim=12)
+    with pytest.raises(ValueError, match="image features of width 12, but the model's `image_embed_dim` is 13"):
+        KDMCSETrainer(
+            model, trainer.args, KDMCSE, trainer.train_dataset, processing_class=trainer.processing_class
+        )
+
+
+def test_a_half_precision_model_is_refused_for_training(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert)
+    with pytest.raises(ValueError, match="bfloat16: small updates would be lost"):
+        KDMCSETrainer(
+            trainer.model.to(torch.bfloat16),
+            trainer.args,
+            KDMCSE,
+            trainer.train_dataset,
+            processing_class=trainer.processing_class,
+        )
