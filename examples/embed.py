@@ -1,6 +1,6 @@
 """Embed a file of sentences, one a line, into a `.npy` file of shape (lines, hidden size), float32.
 
-    python examples/embed.py --model_name_or_path runs/kdmcse --input_file sentences.txt --output_file vectors.npy
+python examples/embed.py --model_name_or_path runs/kdmcse --input_file sentences.txt --output_file vectors.npy
 """
 
 import argparse

@@ -18,8 +18,9 @@ from transformers import set_seed
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
 from kdmcse_hf.arguments import parse_arguments
 from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
-from kdmcse_hf.tokenizer import load_tokenizer
 from kdmcse_hf.sts import load_sts
+from kdmcse_hf.tokenizer import load_tokenizer
+from kdmcse_hf.trainer import last_complete_checkpoint
 
 
 @dataclass
@@ -45,6 +46,10 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
         (ModelArguments, DataArguments, Objective, KDMCSETrainingArguments), argv
     )
     set_seed(args.seed)
+    newest = last_complete_checkpoint(args.output_dir)
+    resume = newest if args.resume_from_checkpoint == "true" else args.resume_from_checkpoint
+    if newest and not resume:
+        raise ValueError(f"{newest} exists: add `--resume_from_checkpoint true`, or choose another --output_dir.")
 
     # 1. Data: sentences, and captions with what the teacher said of them
     tokenizer = load_tokenizer(model_args.model_name_or_path)
@@ -59,7 +64,7 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
             captions_per_image=objective.captions_per_image,
             max_pairs=data_args.max_pairs,
             image_assignment=data_args.image_assignment,
-            seed=args.data_seed or args.seed,
+            seed=args.seed if args.data_seed is None else args.data_seed,
         )
     train_dataset = TrainingData(text, pairs, objective.needs)
     dev = load_sts(data_args.sts_dir, "STSB", "dev") if data_args.sts_dir else None
@@ -80,7 +85,7 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     trainer = KDMCSETrainer(
         model, args, objective, train_dataset=train_dataset, eval_dataset=dev, processing_class=tokenizer
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
     return trainer

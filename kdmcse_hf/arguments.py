@@ -36,7 +36,8 @@ def parse_arguments(types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...
     """
     arguments = list(argv)
     recipe: dict[str, Any] = {}
-    parser = HfArgumentParser([*types, _Preset])
+    all_types: list[Any] = [*types, _Preset]
+    parser = HfArgumentParser(all_types)
     try:
         if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
             recipe = _read_recipe(Path(arguments.pop(0)))

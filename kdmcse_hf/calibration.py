@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,8 @@ def calibrate(objective: Objective, sample: PairEmbeddings) -> tuple[Objective, 
         negatives = similarity[negative]
         if threshold.kind == "rate":
             threshold = Threshold("cosine", _upper_quantile(negatives, threshold.value))
-            objective = dataclasses.replace(objective, **{f"{term}_threshold": str(threshold)})
+            calibrated: dict[str, Any] = {f"{term}_threshold": str(threshold)}
+            objective = dataclasses.replace(objective, **calibrated)
         noisy = noisy_negatives(similarity, threshold.cosine(similarity, positives), positives)[negative]
         ordered = negatives.sort().values
         report = FilterReport(

@@ -42,7 +42,9 @@ def tokenize(
         ValueError: no such column, or an empty row, named by its number.
     """
     if column not in dataset.column_names:
-        raise ValueError(f"There is no column {column!r}: the dataset has {', '.join(map(repr, dataset.column_names))}.")
+        raise ValueError(
+            f"There is no column {column!r}: the dataset has {', '.join(map(repr, dataset.column_names))}."
+        )
 
     def encode(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, list[list[int]]]:
         for row, text in zip(rows, batch[column], strict=True):

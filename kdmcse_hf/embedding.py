@@ -58,7 +58,9 @@ class SentenceEncoder:
         """
         for index, sentence in enumerate(sentences):
             if not sentence.strip():
-                raise ValueError(f"Sentence {index} is empty ({sentence!r}): an empty sentence has no meaning to embed.")
+                raise ValueError(
+                    f"Sentence {index} is empty ({sentence!r}): an empty sentence has no meaning to embed."
+                )
         vectors = np.zeros((len(sentences), self.model.config.hidden_size), dtype=np.float32)
         if not len(sentences):
             return vectors
@@ -87,5 +89,5 @@ class SentenceEncoder:
         hidden: Tensor = output.last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        mask: Tensor = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)

@@ -14,7 +14,7 @@ def _normalize(vectors: Any) -> NDArray[np.float64]:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12))
 
 
-class _InMemoryMetric(evaluate.Metric):
+class _InMemoryMetric(evaluate.Metric):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(keep_in_memory=True, **kwargs)
 

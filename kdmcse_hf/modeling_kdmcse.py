@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_kdmcse import KDMCSEConfig
 
@@ -126,7 +126,7 @@ class KDMCSEModel(PreTrainedModel):
         Raises:
             ValueError: the checkpoint's architecture differs from what was asked for, or its weights cannot be read.
         """
-        wanted = {
+        wanted: dict[str, Any] = {
             "image_embed_dim": image_embed_dim,
             "caption_embed_dim": caption_embed_dim,
             "projection_dim": projection_dim,
@@ -145,7 +145,8 @@ class KDMCSEModel(PreTrainedModel):
                         f"The checkpoint {str(model_name_or_path)!r} has {name}={found!r}, but {name}={value!r} was "
                         "asked for. Use the checkpoint's own value, or start again from a plain encoder."
                     )
-            return _load(cls, model_name_or_path, **kwargs)
+            model: KDMCSEModel = _load(cls, model_name_or_path, **kwargs)
+            return model
         encoder = _load(AutoModel, model_name_or_path, **kwargs, **_without_pooler(config))
         return cls(KDMCSEConfig(text_config=encoder.config.to_dict(), **wanted), encoder=encoder)
 
@@ -234,12 +235,13 @@ class KDMCSEModel(PreTrainedModel):
         features = features.to(projection.weight.dtype)
         if self.config.normalize_teacher_embeds:
             features = F.normalize(features, dim=-1)
-        return projection(features)
+        projected: Tensor = projection(features)
+        return projected
 
 
 def _without_pooler(text_config: Any) -> dict[str, bool]:
-    """`add_pooling_layer=False` for encoders that have the switch: their own pooler would be an untrained dead weight."""
-    model_class = AutoModel._model_mapping[type(text_config)]
+    """`add_pooling_layer=False` for encoders that have it: their own pooler would be an untrained dead weight."""
+    model_class: Any = AutoModel._model_mapping[type(text_config)]
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 

@@ -1,10 +1,10 @@
 """What is minimised: one objective with independent switches; SimCSE, MCSE and KDMCSE are presets of it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -92,8 +92,8 @@ class Objective:
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("image_filter_source", "caption_filter_source"), SimilarityMap.__args__),  # type: ignore[attr-defined]
-    **dict.fromkeys(("image_margin_source", "caption_margin_source"), MarginSource.__args__),  # type: ignore[attr-defined]
+    **dict.fromkeys(("image_filter_source", "caption_filter_source"), get_args(SimilarityMap)),
+    **dict.fromkeys(("image_margin_source", "caption_margin_source"), get_args(MarginSource)),
     "captions_per_image": ("one", "all"),
 }
 
@@ -148,10 +148,11 @@ class PairEmbeddings:
     image_ids: Tensor | None = None
     """(B,) integers: which image a caption belongs to."""
 
-    def map(self, function: Any) -> "PairEmbeddings":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "PairEmbeddings":
         """The same with `function` applied to every tensor that is there."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return PairEmbeddings(**{k: None if v is None else function(v) for k, v in values.items()})
+        mapped: dict[str, Any] = {k: None if v is None else function(v) for k, v in values.items()}
+        return PairEmbeddings(**mapped)
 
 
 @dataclass

@@ -77,12 +77,13 @@ def score_pairs(encode: Encoder, pairs: SentencePairs) -> dict[str, float]:
     """
     vectors, row = _encode_once(encode, [pairs])
     first, second = ([row[s] for s in side] for side in (pairs.first, pairs.second))
-    result = {"spearman": _spearman(vectors[first], vectors[second], pairs)}
+    result: dict[str, float] = {"spearman": _spearman(vectors[first], vectors[second], pairs)}
     positive = np.flatnonzero(np.asarray(pairs.scores) >= POSITIVE_SCORE)
     if len(positive):
         positives = vectors[np.asarray(first)[positive]], vectors[np.asarray(second)[positive]]
         result |= Alignment().compute(predictions=positives[0], references=positives[1])
-    return result | Uniformity().compute(predictions=vectors)
+    result |= Uniformity().compute(predictions=vectors)
+    return result
 
 
 def evaluate_sts(encode: Encoder, sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, float]:

@@ -171,7 +171,9 @@ def write_cache(
     folder.mkdir(parents=True, exist_ok=True)
     for row, caption in enumerate(captions):
         if not caption.strip():
-            raise CacheError(f"Caption {row} (image {images[image_rows[row]]!r}) is empty: remove it or give it a text.")
+            raise CacheError(
+                f"Caption {row} (image {images[image_rows[row]]!r}) is empty: remove it or give it a text."
+            )
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -3,13 +3,13 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from kdmcse_hf.calibration import FilterReport, calibrate
@@ -51,6 +51,8 @@ class KDMCSETrainer(Trainer):
         ValueError: data, model and objective do not fit together; says how.
     """
 
+    args: KDMCSETrainingArguments
+
     def __init__(
         self,
         model: KDMCSEModel,
@@ -63,8 +65,8 @@ class KDMCSETrainer(Trainer):
     ) -> None:
         if processing_class is None:
             raise ValueError("`processing_class` is None: the Trainer needs the model's tokenizer to pad and to score.")
-        objective, self.filter_reports = _checked(model, args, objective, train_dataset)
-        self.objective = objective
+        self.objective: Objective
+        self.objective, self.filter_reports = _checked(model, args, objective, train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -88,32 +90,29 @@ class KDMCSETrainer(Trainer):
         if args.world_size * args.per_device_train_batch_size < 2 or not (
             args.gather_across_devices or args.per_device_train_batch_size > 1
         ):
-            raise ValueError("A batch of one sentence has no negatives: use `per_device_train_batch_size` of 2 or more.")
+            raise ValueError(
+                "A batch of one sentence has no negatives: use `per_device_train_batch_size` of 2 or more."
+            )
         self.add_callback(_SetEpoch(self.sampler, args.gradient_accumulation_steps))
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._bad_step: dict[str, Tensor] = {}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As in `Trainer`; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end.
-
-        Raises:
-            ValueError: the output folder holds checkpoints, and nothing says whether to go on from them.
-        """
-        newest = last_complete_checkpoint(self.args.output_dir)
-        if resume_from_checkpoint in (True, "true", "True"):
-            resume_from_checkpoint = newest
-        elif not resume_from_checkpoint and newest is not None:
-            raise ValueError(
-                f"{self.args.output_dir} already holds {Path(newest).name}. Go on from it with "
-                "`resume_from_checkpoint=True`, or choose another output folder."
-            )
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As in `Trainer`, but `resume_from_checkpoint=True` takes the newest checkpoint that was saved whole."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as the schedule has them, one kind at a time on all processes."""
         dataloader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
+            cast(TrainingData, self.train_dataset),
             batch_sampler=self.sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -121,7 +120,8 @@ class KDMCSETrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        return self.accelerator.prepare(dataloader)
+        prepared: DataLoader[Any] = self.accelerator.prepare(dataloader)
+        return prepared
 
     def compute_loss(
         self,
@@ -152,7 +152,7 @@ class KDMCSETrainer(Trainer):
             self._record({**result.terms, **result.rates})
         return (result.loss, outputs) if return_outputs else result.loss
 
-    def evaluate(
+    def evaluate(  # type: ignore[override]
         self,
         eval_dataset: SentencePairs | None = None,
         ignore_keys: list[str] | None = None,
@@ -160,12 +160,12 @@ class KDMCSETrainer(Trainer):
     ) -> dict[str, float]:
         """Spearman, alignment and uniformity on scored pairs. Every process computes all of it."""
         self._raise_if_not_finite()
-        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        pairs = cast(SentencePairs | None, self.eval_dataset) if eval_dataset is None else eval_dataset
         if pairs is None:
             raise ValueError("There is nothing to evaluate on: give the Trainer an `eval_dataset` of scored pairs.")
         encoder = SentenceEncoder(
             self.accelerator.unwrap_model(self.model),
-            self.processing_class,
+            cast(PreTrainedTokenizerBase, self.processing_class),
             batch_size=self.args.per_device_eval_batch_size,
         )
         with self.accelerator.autocast():
@@ -223,7 +223,7 @@ class KDMCSETrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _last_good(self) -> str:
-        checkpoint = last_complete_checkpoint(self.args.output_dir)
+        checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         return f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
 
 
@@ -256,7 +256,9 @@ def _schedule(args: KDMCSETrainingArguments, data: TrainingData) -> Schedule:
     interval = args.pair_every_n_steps
     if args.schedule == "interval" and interval is None and data.num_text and data.num_pairs:
         interval = derive_interval(data.num_text, data.num_pairs, batch_size)
-    return Schedule(data.num_text, data.num_pairs, batch_size, interval, args.data_seed or args.seed)
+    return Schedule(
+        data.num_text, data.num_pairs, batch_size, interval, args.seed if args.data_seed is None else args.data_seed
+    )
 
 
 def _checked(
@@ -269,7 +271,9 @@ def _checked(
             "teacher cache, or use the preset `simcse`."
         )
     if not objective.needs <= data.needs:
-        raise ValueError(f"The objective needs {sorted(objective.needs)} features, the data carries {sorted(data.needs)}.")
+        raise ValueError(
+            f"The objective needs {sorted(objective.needs)} features, the data carries {sorted(data.needs)}."
+        )
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ValueError(

@@ -77,7 +77,7 @@ def build_processor(seed: int = 0) -> "CLIPProcessor":
     tokenizer = CLIPTokenizer(vocab=bpe["vocab"], merges=merges, model_max_length=_MAX_TOKENS)
     side = {"height": _IMAGE_SIZE, "width": _IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": _IMAGE_SIZE}, crop_size=side)
-    return CLIPProcessor(image_processor, tokenizer)  # type: ignore[no-untyped-call]
+    return CLIPProcessor(image_processor, tokenizer)
 
 
 def build_model(processor: "CLIPProcessor", seed: int = 0) -> "CLIPModel":

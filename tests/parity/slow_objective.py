@@ -29,13 +29,8 @@ def with_margin(value: Tensor, margin: float, full: float, continuous: bool) -> 
     return (theta - margin).cos() if theta > full else value
 
 
-def slow_objective(o: object, e: object) -> Tensor:
-    """o: an Objective with `cosine:` or `relative:` thresholds; e: PairEmbeddings of one process."""
+def text_term(o: object, e: object, same_image: list[set[int]]) -> Tensor:
     batch = range(len(e.text))
-    same_image = [set() for _ in batch]
-    if o.mask_same_image and e.image_ids is not None:
-        same_image = [{j for j in batch if j != i and e.image_ids[j] == e.image_ids[i]} for i in batch]
-
     total = torch.zeros((), dtype=e.text.dtype)
     for i in batch:
         row = []
@@ -45,37 +40,53 @@ def slow_objective(o: object, e: object) -> Tensor:
                 value = with_margin(value, o.text_margin, o.text_margin, o.continuous_margin)
             row.append(value)
         total = total + info_nce_row(row, i, o.temperature, same_image[i]) / len(batch)
-    if e.grounded is None:
-        return total
+    return total
 
+
+def cross_modal_term(o: object, e: object, same_image: list[set[int]], term: str) -> Tensor:
+    batch = range(len(e.text))
+    targets = getattr(e, term)
     teacher = {"text": e.teacher_text, "image": e.teacher_image}
-    for term in ("image", "caption"):
-        if not getattr(o, f"{term}_term"):
-            continue
-        targets = getattr(e, term)
 
-        def alpha(source: str, i: int, j: int) -> float:
-            left, right = source.split("_")
-            return float(cosine(teacher[left][i], teacher[right][j]))
+    def alpha(source: str, i: int, j: int) -> float:
+        left, right = source.split("_")
+        return float(cosine(teacher[left][i], teacher[right][j]))
 
-        for i in batch:
-            filtered = set(same_image[i])
-            kind, _, number = getattr(o, f"{term}_threshold").partition(":")
-            if kind != "none":
-                source = getattr(o, f"{term}_filter_source")
-                limit = float(number) * (alpha(source, i, i) if kind == "relative" else 1.0)
-                filtered |= {j for j in batch if j != i and alpha(source, i, j) > limit}
-            for view in (0, 1):
-                row = []
-                for j in batch:
-                    value = cosine(e.grounded[i, view], targets[j])
-                    if j != i and o.cross_modal_margin:
-                        source = getattr(o, f"{term}_margin_source")
-                        share = 1.0 if source == "constant" else 1.0 - alpha(source, i, j)
-                        value = with_margin(
-                            value, share * o.cross_modal_margin, o.cross_modal_margin, o.continuous_margin
-                        )
-                    row.append(value)
-                loss = info_nce_row(row, i, o.cross_modal_temperature, filtered)
-                total = total + o.cross_modal_weight * loss / (2 * len(batch))
+    def noisy(i: int) -> set[int]:
+        kind, _, number = getattr(o, f"{term}_threshold").partition(":")
+        if kind == "none":
+            return set()
+        source = getattr(o, f"{term}_filter_source")
+        limit = float(number) * (alpha(source, i, i) if kind == "relative" else 1.0)
+        return {j for j in batch if j != i and alpha(source, i, j) > limit}
+
+    def margin(i: int, j: int) -> float:
+        source = getattr(o, f"{term}_margin_source")
+        return o.cross_modal_margin * (1.0 if source == "constant" else 1.0 - alpha(source, i, j))
+
+    total = torch.zeros((), dtype=e.text.dtype)
+    for i in batch:
+        for view in (0, 1):
+            row = []
+            for j in batch:
+                value = cosine(e.grounded[i, view], targets[j])
+                if j != i and o.cross_modal_margin:
+                    value = with_margin(value, margin(i, j), o.cross_modal_margin, o.continuous_margin)
+                row.append(value)
+            loss = info_nce_row(row, i, o.cross_modal_temperature, same_image[i] | noisy(i))
+            total = total + loss / (2 * len(batch))
+    return total
+
+
+def slow_objective(o: object, e: object) -> Tensor:
+    """o: an Objective with `cosine:` or `relative:` thresholds; e: PairEmbeddings of one process."""
+    batch = range(len(e.text))
+    same_image = [set() for _ in batch]
+    if o.mask_same_image and e.image_ids is not None:
+        same_image = [{j for j in batch if j != i and e.image_ids[j] == e.image_ids[i]} for i in batch]
+    total = text_term(o, e, same_image)
+    if e.grounded is not None:
+        for term in ("image", "caption"):
+            if getattr(o, f"{term}_term"):
+                total = total + o.cross_modal_weight * cross_modal_term(o, e, same_image, term)
     return total

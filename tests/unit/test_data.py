@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make_cache, make_sentences, make_tokenizer
+from tiny import make_cache, make_sentences, make_tokenizer
 
 from kdmcse_hf.data import CaptionPairs, ContrastiveCollator, TrainingData, read_sentences, tokenize
 from kdmcse_hf.teacher_cache import TeacherCache

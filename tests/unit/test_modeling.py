@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENCODER_CONFIGS, make_sentences, make_tokenizer
+from tiny import ENCODER_CONFIGS, make_sentences, make_tokenizer
 from transformers import AutoConfig, AutoModel
 
 from kdmcse_hf import KDMCSEConfig, KDMCSEModel

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer, write_sts
+from tiny import make_tokenizer, write_sts
 from transformers import AutoModel
 
 from kdmcse_hf.embedding import SentenceEncoder
@@ -129,7 +129,8 @@ def test_a_missing_sts_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("a\tb\n", "expected at least 7"), ("g\tf\ty\ti\tgood\tx\ty\n", "expected a score, got 'good'")]
+    ("line", "message"),
+    [("a\tb\n", "expected at least 7"), ("g\tf\ty\ti\tgood\tx\ty\n", "expected a score, got 'good'")],
 )
 def test_a_bad_line_is_refused_by_number(line: str, message: str, tmp_path: Path) -> None:
     write_sts(tmp_path, ["one", "two"], pairs=2)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_cache
 from safetensors.numpy import save_file
+from tiny import make_cache
 
 from kdmcse_hf.feature_import import import_features
 from kdmcse_hf.teacher_cache import MANIFEST, CacheError, TeacherCache, write_cache

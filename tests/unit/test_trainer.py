@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_cache, make_sentences, make_tokenizer, write_sts
 from datasets import Dataset
+from tiny import make_cache, make_sentences, make_tokenizer, write_sts
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
@@ -290,7 +290,10 @@ def test_a_trained_folder_opens_with_the_vectors_that_were_scored(bert: Path, tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pairs": False, "objective": KDMCSE}, "there are no pairs: give a teacher cache, or use the preset `simcse`"),
+        (
+            {"pairs": False, "objective": KDMCSE},
+            "there are no pairs: give a teacher cache, or use the preset `simcse`",
+        ),
         ({"per_device_train_batch_size": 1}, "A batch of one sentence has no negatives"),
         ({"per_device_train_batch_size": 64}, "pair set has 48 rows, fewer than one batch of 64"),
         ({"pair_every_n_steps": None, "num_text": 40}, r"text set \(40 rows\) is not twice the pair set \(48 rows\)"),
@@ -313,9 +316,7 @@ def test_features_that_do_not_fit_the_model_are_refused_with_both_widths(bert: P
     trainer = make_trainer(tmp_path, bert)
     model = KDMCSEModel.from_encoder(bert, image_embed_dim=13, caption_embed_dim=12)
     with pytest.raises(ValueError, match="image features of width 12, but the model's `image_embed_dim` is 13"):
-        KDMCSETrainer(
-            model, trainer.args, KDMCSE, trainer.train_dataset, processing_class=trainer.processing_class
-        )
+        KDMCSETrainer(model, trainer.args, KDMCSE, trainer.train_dataset, processing_class=trainer.processing_class)
 
 
 def test_a_half_precision_model_is_refused_for_training(bert: Path, tmp_path: Path) -> None:

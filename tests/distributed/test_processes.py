@@ -1,0 +1,124 @@
+"""Several processes on CPU (gloo) against one process with the whole batch."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from ranks import run_ranks
+from tiny import make_cache, make_sentences, make_tokenizer
+
+from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
+from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
+from kdmcse_hf.distributed import gather_rows
+from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
+from kdmcse_hf.teacher_cache import TeacherCache
+
+pytestmark = pytest.mark.slow
+
+KDMCSE = dataclasses.replace(
+    PRESETS["kdmcse"], image_threshold="rate:0.05", caption_threshold="rate:0.05", cross_modal_weight=0.5
+)
+
+
+def embeddings() -> tuple[PairEmbeddings, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    leaves = [normal(12, 2, 6), normal(12, 2, 5), normal(12, 5), normal(12, 5)]
+    return PairEmbeddings(*leaves, normal(12, 7), normal(12, 7), torch.arange(12) // 2), leaves
+
+
+REFERENCE = dataclasses.replace(PRESETS["kdmcse"], image_threshold="cosine:0.3", caption_threshold="cosine:0.3")
+
+
+def local_gradients() -> list[torch.Tensor]:
+    """This rank's gradients of its own rows, as DDP would average them."""
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    whole, _ = embeddings()
+    share = 12 // world
+    anchors = whole.map(lambda rows: rows[rank * share : (rank + 1) * share].clone())
+    for name in ("text", "grounded", "image", "caption"):
+        getattr(anchors, name).requires_grad_()
+    loss = compute_objective(REFERENCE, anchors, anchors.map(gather_rows), rank * share).loss
+    loss.backward()
+    return [getattr(anchors, name).grad / world for name in ("text", "grounded", "image", "caption")]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gathered_gradients_are_those_of_one_process_with_the_whole_batch(world: int, tmp_path: Path) -> None:
+    whole, leaves = embeddings()
+    for leaf in leaves:
+        leaf.requires_grad_()
+    compute_objective(REFERENCE, whole).loss.backward()
+    ranks = run_ranks(local_gradients, world, tmp_path)
+    for place, leaf in enumerate(leaves):
+        torch.testing.assert_close(torch.cat([rank[place] for rank in ranks]), leaf.grad, rtol=1e-9, atol=1e-12)
+
+
+def train(encoder: str, cache: str, output_dir: str, batch_size: int, gather: bool = True) -> dict:
+    tokenizer = make_tokenizer()
+    text = tokenize(Dataset.from_dict({"text": make_sentences(200, seed=9)}), "text", tokenizer, 32)
+    data = TrainingData(text, CaptionPairs(TeacherCache(cache), tokenizer), KDMCSE.needs)
+    torch.manual_seed(0)
+    model = KDMCSEModel.from_encoder(encoder, image_embed_dim=12, caption_embed_dim=12, projection_dim=8)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # each process draws its own masks
+    args = KDMCSETrainingArguments(
+        output_dir=output_dir,
+        per_device_train_batch_size=batch_size,
+        pair_every_n_steps=2,
+        max_steps=6,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        optim="sgd",
+        learning_rate=0.05,
+        gather_across_devices=gather,
+    )
+    kinds: list[bool] = []
+    trainer = KDMCSETrainer(model, args, KDMCSE, data, processing_class=tokenizer)
+    compute = trainer.compute_loss
+
+    def watched(model: torch.nn.Module, inputs: dict, *rest: object, **named: object) -> object:
+        kinds.append("image_ids" in inputs)
+        return compute(model, inputs, *rest, **named)
+
+    trainer.compute_loss = watched
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "kinds": kinds,
+        "losses": [entry["loss"] for entry in logs],
+        "text": [entry["text_loss"] for entry in logs],
+        "rates": [entry.get("image_filter_rate", 0.0) for entry in logs],
+        "weights": {name: p.detach().clone() for name, p in trainer.model.named_parameters()},
+    }
+
+
+def test_two_processes_train_as_one_with_their_batch(encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    encoder = str(encoder_folder("bert"))
+    alone = train(encoder, str(cache.folder), str(tmp_path / "alone"), 8)
+    ranks = run_ranks(train, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "two"), 4)
+    assert ranks[0]["kinds"] == ranks[1]["kinds"] == alone["kinds"] == [True, False] * 3
+    for name in ("losses", "text", "rates"):
+        assert ranks[0][name] == pytest.approx(alone[name], rel=1e-4), name
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(ranks[1]["weights"][name], ranks[0]["weights"][name], rtol=0, atol=0)
+
+
+def test_without_gathering_each_process_has_its_own_negatives_only(encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    encoder = str(encoder_folder("bert"))
+    gathered = run_ranks(train, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "a"), 4)[0]
+    local = run_ranks(train, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "b"), 4, False)[0]
+    assert local["text"][0] < gathered["text"][0]

@@ -1,0 +1,159 @@
+"""The example scripts, run as their users run them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments], capture_output=True, text=True, timeout=600
+    )
+
+
+def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(
+    flags: list[str], world: Path, tmp_path: Path
+) -> None:
+    done = run("train_kdmcse.py", *flags)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run"
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["best_metric"] == max(e["eval_spearman"] for e in state["log_history"] if "eval_spearman" in e)
+
+    scores = tmp_path / "scores.json"
+    done = run(
+        "evaluate_sts.py",
+        *("--model_name_or_path", str(folder), "--sts_dir", str(world / "sts")),
+        *("--output_json", str(scores), "--tasks", "STSB", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(scores.read_text())
+    assert set(found) == {"STSB", "avg"}
+    assert found["avg"] == found["STSB"]
+
+    (tmp_path / "in.txt").write_text("a small red circle\nthe picture shows a blue square\n")
+    done = run(
+        "embed.py",
+        *("--model_name_or_path", str(folder), "--input_file", str(tmp_path / "in.txt")),
+        *("--output_file", str(tmp_path / "out.npy"), "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    vectors = np.load(tmp_path / "out.npy")
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    sentences = (tmp_path / "in.txt").read_text().splitlines()
+    with torch.no_grad():
+        expected = model(**tokenizer(sentences, padding=True, return_tensors="pt")).pooler_output
+    np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["simcse", "mcse", "kdmcse_reference"])
+def test_the_script_trains_every_preset(preset: str, flags: list[str]) -> None:
+    done = run("train_kdmcse.py", *flags, "--preset", preset)
+    assert done.returncode == 0, done.stderr
+    assert ("image_loss" in done.stdout) == (preset != "simcse")
+    assert ("caption_loss" in done.stdout) == (preset == "kdmcse_reference")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without", ["--text_file", "--teacher_cache"])
+def test_captions_alone_and_text_alone_train(without: str, flags: list[str]) -> None:
+    drop = {without, "--pair_every_n_steps"}
+    kept = [flag for place, flag in enumerate(flags) if flag not in drop and flags[place - 1] not in drop]
+    preset = ["--preset", "simcse"] if without == "--teacher_cache" else []
+    done = run("train_kdmcse.py", *kept, *preset)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_sets_what_flags_do_not(flags: list[str], world: Path, tmp_path: Path) -> None:
+    from train_kdmcse import DataArguments, ModelArguments
+
+    from kdmcse_hf import KDMCSETrainingArguments, Objective
+    from kdmcse_hf.arguments import parse_arguments
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"preset: mcse\nmodel_name_or_path: {world / 'student'}\ncross_modal_weight: 0.5\nlearning_rate: 3e-4\n"
+        f"output_dir: {tmp_path / 'x'}\nmax_steps: 7\nuse_cpu: true\n"
+    )
+    model, data, objective, args = parse_arguments(
+        (ModelArguments, DataArguments, Objective, KDMCSETrainingArguments),
+        [str(recipe), "--max_steps", "9", "--sts_dir", "somewhere", "--eval_steps", "3"],
+    )
+    assert (objective.cross_modal_weight, objective.caption_term, objective.captions_per_image) == (0.5, False, "one")
+    assert (args.learning_rate, args.max_steps) == (3e-4, 9)
+    assert (args.eval_steps, args.save_steps, args.metric_for_best_model) == (3, 3, "spearman")
+    assert (model.pooling, data.sts_dir) == ("cls", "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--text_file", "gone.txt"), r"gone\.txt does not exist"),
+        (("--teacher_cache", "gone"), "gone is not a teacher cache: it has no manifest.json"),
+        (("--sts_dir", "gone"), r"sts-dev\.csv is missing"),
+        (("--preset", "clip"), "Unknown preset 'clip': expected one of simcse, mcse, kdmcse, kdmcse_reference"),
+        (("--image_threshold", "0.8"), "`image_threshold` is '0.8': expected 'none'"),
+        (("--image_threshold", "cosine:0.999"), "The threshold of the image term cannot work"),
+        (("--pooling", "max"), "`pooling` is 'max'"),
+        (("--per_device_train_batch_size", "1"), "A batch of one sentence has no negatives"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_error_before_training(
+    change: tuple[str, str], message: str, flags: list[str]
+) -> None:
+    from train_kdmcse import main
+
+    with pytest.raises((SystemExit, ValueError, OSError)) as caught:
+        main([*flags, *change])
+    text = str(caught.value)
+    if isinstance(caught.value, SystemExit):
+        text = run("train_kdmcse.py", *flags, *change).stderr
+    assert re.search(message, text)
+
+
+@pytest.mark.slow
+def test_killing_a_run_in_mid_epoch_costs_nothing_but_time(flags: list[str], tmp_path: Path) -> None:
+    settings = ["--max_steps", "16", "--eval_steps", "4", "--save_total_limit", "3"]
+    done = run("train_kdmcse.py", *flags, *settings, "--output_dir", str(tmp_path / "straight"))
+    assert done.returncode == 0, done.stderr
+
+    killed = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "train_kdmcse.py"), *flags, *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in killed.stdout:  # one line a step: die in the middle between two checkpoints
+        if "'loss'" in line and (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").exists():
+            killed.kill()
+    killed.wait()
+    assert killed.returncode == -9
+    done = run("train_kdmcse.py", *flags, *settings, "--resume_from_checkpoint", "true")
+    assert done.returncode == 0, done.stderr
+
+    def history(folder: Path) -> list[tuple[int, float]]:
+        log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        return [(e["step"], e[key]) for e in log for key in ("loss", "eval_spearman") if key in e]
+
+    assert history(tmp_path / "run") == history(tmp_path / "straight")
+    assert len(history(tmp_path / "run")) == 20
+
+
+@pytest.mark.slow
+def test_quickstart_prints_its_table_and_leaves_a_model(tmp_path: Path) -> None:
+    done = run("quickstart.py", "--output_dir", str(tmp_path / "q"), "--max_steps", "8")
+    assert done.returncode == 0, done.stderr
+    for name in ("untrained", "simcse", "mcse", "kdmcse"):
+        assert re.search(rf"^{name} +-?\d+\.\d\d ", done.stdout, re.MULTILINE)
+    assert AutoModel.from_pretrained(tmp_path / "q" / "kdmcse").config.model_type == "kdmcse"
+    assert run("quickstart.py", "--output_dir", str(tmp_path / "q")).returncode == 2  # never over older results

@@ -1,0 +1,90 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdmcse_hf
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_public_name_exists_and_the_list_is_sorted() -> None:
+    assert kdmcse_hf.__all__ == sorted(kdmcse_hf.__all__)
+    for name in kdmcse_hf.__all__:
+        assert getattr(kdmcse_hf, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        kdmcse_hf.nothing  # noqa: B018
+
+
+def test_importing_the_package_loads_nothing_beyond_transformers_own_model_classes() -> None:
+    base = "import sys; from transformers import AutoModel, PreTrainedModel"
+    before, after = (
+        set(run(f"{base}{more}; print(*sys.modules)").split()) for more in ("", ", AutoConfig; import kdmcse_hf")
+    )
+    assert {name for name in after - before if name.split(".")[0] != "kdmcse_hf"} == set()
+    assert {name for name in after if name.startswith("kdmcse_hf.")} == {
+        "kdmcse_hf.configuration_kdmcse",
+        "kdmcse_hf.modeling_kdmcse",
+    }
+
+
+def test_the_command_answers_help_without_torch() -> None:
+    program = """
+import sys
+sys.path.insert(0, {path!r})
+from importlib.util import spec_from_file_location, module_from_spec
+spec = spec_from_file_location("kdmcse_cli", {file!r})
+cli = module_from_spec(spec)
+spec.loader.exec_module(cli)
+try:
+    cli.main(["--help"])
+except SystemExit as error:
+    assert error.code == 0
+assert not {{"torch", "transformers", "kdmcse_hf"}} & set(sys.modules)
+"""
+    assert "import-features" in run(
+        program.format(path=str(ROOT), file=str(ROOT / "kdmcse_hf" / "cli" / "__init__.py"))
+    )
+
+
+def test_modules_depend_in_one_direction_only() -> None:
+    """losses, distributed, threshold < objective < data, schedule < trainer < arguments; none imports a later one."""
+    layers = [
+        {"configuration_kdmcse", "losses", "distributed", "threshold", "caption_table", "schedule", "metrics"},
+        {"modeling_kdmcse", "objective", "teacher_cache", "sts", "tokenizer", "embedding", "training_args"},
+        {"calibration", "data", "feature_import", "extraction"},
+        {"trainer"},
+        {"arguments"},
+    ]
+    level = {name: number for number, names in enumerate(layers) for name in names}
+    files = {path.stem: path for path in (ROOT / "kdmcse_hf").glob("*.py") if path.stem != "__init__"}
+    assert files.keys() == level.keys()
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kdmcse_hf."):
+                used = node.module.split(".")[1]
+                assert level[used] < level[name], f"{name} imports {used}"
+
+
+def test_no_module_is_longer_than_its_reader_s_patience() -> None:
+    long = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "kdmcse_hf").rglob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 320} == {}
+
+
+def test_bad_input_to_the_command_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kdmcse_hf.cli import main
+
+    status = main(
+        ["import-features", str(tmp_path / "c"), "--captions", "gone.csv", "--image_features", "x.npy"]
+        + ["--teacher_name", "t"]
+    )
+    assert status == 1
+    assert capsys.readouterr().err.startswith("kdmcse import-features: error: gone.csv does not exist")
