@@ -3,16 +3,17 @@
     python examples/train_kdmcse.py --preset kdmcse --model_name_or_path bert-base-uncased \
         --text_file wiki1m.txt --teacher_cache cache/flickr30k --sts_dir SentEval/data/downstream \
         --output_dir runs/kdmcse
-    python examples/train_kdmcse.py examples/recipes/kdmcse_flickr30k_bert_base.yaml --seed 1
+    cd examples/recipes && python ../train_kdmcse.py kdmcse.yaml wiki_flickr30k.yaml bert_base.yaml --seed 1 ...
     accelerate launch examples/train_kdmcse.py ...          # several GPUs or machines
 
-Without `--teacher_cache` it trains on text alone (`--preset simcse`); without `--text_file`, on captions alone.
+Without `--teacher_cache` it trains on text alone (`--preset simcse`); without text, on captions alone.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from datasets import load_dataset
 from transformers import set_seed
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
@@ -34,7 +35,9 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line."})
+    text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line; a path or hf://datasets/..."})
+    text_dataset: str | None = field(default=None, metadata={"help": "Instead: a dataset with a text column."})
+    text_column: str = field(default="text", metadata={"help": "The column of --text_dataset (split train)."})
     teacher_cache: str | None = field(default=None, metadata={"help": "Folder made by `kdmcse import-features`."})
     sts_dir: str | None = field(default=None, metadata={"help": "STS data in SentEval's layout; scores STS-B dev."})
     max_pairs: int | None = field(default=None, metadata={"help": "Use that many random pairs."})
@@ -56,6 +59,9 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     text = pairs = None
     if data_args.text_file:
         text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
+    elif data_args.text_dataset:
+        rows = load_dataset(data_args.text_dataset, split="train")
+        text = tokenize(rows, data_args.text_column, tokenizer, model_args.max_seq_length)
     if data_args.teacher_cache:
         pairs = CaptionPairs(
             TeacherCache(data_args.teacher_cache),

@@ -26,10 +26,10 @@ SCORED_ON_DEV: dict[str, Any] = {
 
 
 def parse_arguments(types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...]:
-    """An instance of each dataclass in `types`, from `[RECIPE.yaml|.json] [--flag value ...]`.
+    """An instance of each dataclass in `types`, from `[RECIPE.yaml|.json ...] [--flag value ...]`.
 
-    A flag overrules the recipe, the recipe overrules the preset (`--preset`, default `kdmcse`) and what `--sts_dir`
-    switches on ([`SCORED_ON_DEV`]).
+    A flag overrules the recipes, a later recipe an earlier one, recipes the preset (`--preset`, default `kdmcse`) and
+    what `--sts_dir` switches on ([`SCORED_ON_DEV`]).
 
     Raises:
         SystemExit: an unknown flag or recipe key, or a value that a dataclass refuses; the message says which.
@@ -39,12 +39,12 @@ def parse_arguments(types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...
     all_types: list[Any] = [*types, _Preset]
     parser = HfArgumentParser(all_types)
     try:
-        if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
-            recipe = _read_recipe(Path(arguments.pop(0)))
+        while arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
+            recipe |= _read_recipe(Path(arguments.pop(0)))
         known = {action.dest for action in parser._actions}
         unknown = sorted(set(recipe) - known)
         if unknown:
-            raise ValueError(f"The recipe has unknown keys: {', '.join(unknown)}.")
+            raise ValueError(f"The recipes have unknown keys: {', '.join(unknown)}.")
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--preset", default=recipe.get("preset", "kdmcse"))
         early.add_argument("--sts_dir", default=recipe.get("sts_dir"))

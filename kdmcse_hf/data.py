@@ -22,10 +22,13 @@ ImageAssignment = Literal["paired", "shuffled", "random"]
 def read_sentences(path: str | Path) -> datasets.Dataset:
     """A text file, one sentence a line, as a memory-mapped dataset with column `text`.
 
+    Args:
+        path: a local file, or one on the Hub (`hf://datasets/user/name/file.txt`).
+
     Raises:
         FileNotFoundError, ValueError: no such file, or not UTF-8.
     """
-    if not Path(path).is_file():
+    if not str(path).startswith("hf://") and not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a text file with one sentence a line.")
     try:
         return datasets.Dataset.from_text(str(path))

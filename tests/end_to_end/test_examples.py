@@ -74,27 +74,6 @@ def test_captions_alone_and_text_alone_train(without: str, flags: list[str]) -> 
     assert done.returncode == 0, done.stderr
 
 
-def test_a_recipe_sets_what_flags_do_not(flags: list[str], world: Path, tmp_path: Path) -> None:
-    from train_kdmcse import DataArguments, ModelArguments
-
-    from kdmcse_hf import KDMCSETrainingArguments, Objective
-    from kdmcse_hf.arguments import parse_arguments
-
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"preset: mcse\nmodel_name_or_path: {world / 'student'}\ncross_modal_weight: 0.5\nlearning_rate: 3e-4\n"
-        f"output_dir: {tmp_path / 'x'}\nmax_steps: 7\nuse_cpu: true\n"
-    )
-    model, data, objective, args = parse_arguments(
-        (ModelArguments, DataArguments, Objective, KDMCSETrainingArguments),
-        [str(recipe), "--max_steps", "9", "--sts_dir", "somewhere", "--eval_steps", "3"],
-    )
-    assert (objective.cross_modal_weight, objective.caption_term, objective.captions_per_image) == (0.5, False, "one")
-    assert (args.learning_rate, args.max_steps) == (3e-4, 9)
-    assert (args.eval_steps, args.save_steps, args.metric_for_best_model) == (3, 3, "spearman")
-    assert (model.pooling, data.sts_dir) == ("cls", "somewhere")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
