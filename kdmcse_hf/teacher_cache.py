@@ -11,6 +11,7 @@ Every file is written under a temporary name and renamed; the manifest holds its
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,14 +36,14 @@ class CacheError(ValueError):
 
 
 class FeatureStore:
-    """(N, D) features in memory-mapped shards. Reading rows touches those rows and nothing else."""
+    """(N, D) features in memory-mapped shards, none of which stays in memory."""
 
     def __init__(self, folder: Path, entry: dict[str, Any]) -> None:
         self.width: int = entry["width"]
         self.dtype = np.dtype(entry["dtype"])
         self.normalized: bool = entry["normalized"]
         self._starts = np.cumsum([0] + [shard["rows"] for shard in entry["shards"]])
-        self._shards = [self._open(folder / shard["file"], shard["rows"]) for shard in entry["shards"]]
+        self._shards = [self._map(folder / shard["file"], shard["rows"]) for shard in entry["shards"]]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -56,17 +57,24 @@ class FeatureStore:
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         for shard in np.unique(shard_of):
             here = shard_of == shard
-            result[here] = self._shards[shard][wanted[here] - self._starts[shard]]
+            mapping, features = self._shards[shard]
+            result[here] = features[wanted[here] - self._starts[shard]]
+            if hasattr(mapping, "madvise"):
+                # The kernel maps 16 pages around each one that is read; unmapped here, they cost no resident memory.
+                mapping.madvise(mmap.MADV_DONTNEED)
         return result
 
-    def _open(self, path: Path, rows: int) -> NDArray[Any]:
+    def _map(self, path: Path, rows: int) -> tuple[mmap.mmap, NDArray[Any]]:
         offset, shape, dtype = _safetensors_layout(path)
         if shape != (rows, self.width) or dtype != self.dtype:
             raise CacheError(
                 f"{path} holds features of shape {shape} in {dtype}, but the manifest says {(rows, self.width)} in "
                 f"{self.dtype}: the file is not the one that the manifest describes. Extract the cache again."
             )
-        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        with open(path, "rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        features = np.frombuffer(mapping, dtype, count=rows * self.width, offset=offset)
+        return mapping, features.reshape(shape)
 
 
 class TeacherCache:
@@ -99,6 +107,10 @@ class TeacherCache:
         stores = {kind: self.manifest[f"{kind}_features"] for kind in KINDS}
         self.image_features = FeatureStore(self.folder, stores["image"])
         self.caption_features = FeatureStore(self.folder, stores["caption"]) if stores["caption"] else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process opens the folder itself: mappings cannot be sent, and copies must not be.
+        return TeacherCache, (self.folder,)
 
     def verify(self) -> None:
         """Reads every file and compares its SHA-256 with the manifest.

@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ def test_rows_come_back_as_written_across_shards_in_any_order(tmp_path: Path) ->
     order = np.random.default_rng(1).integers(50, size=200)
     np.testing.assert_array_equal(cache.image_features.rows(order), features[order])
     assert cache.image_features.rows([]).shape == (0, 6)
+
+
+def test_a_pickled_cache_is_the_folder_opened_again(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, num_images=200, width=400)
+    content = pickle.dumps(cache)
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    np.testing.assert_array_equal(again.image_features.rows([3, 150]), cache.image_features.rows([3, 150]))
 
 
 def test_captions_keep_their_image(tmp_path: Path) -> None:
