@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model or any AutoModel encoder")
     parser.add_argument("--input_file", required=True, help="sentences, one a line, none empty")
     parser.add_argument("--output_file", type=Path, required=True, help="the .npy file to write")
-    parser.add_argument("--pooling", choices=["cls", "mean"], help="needed for encoders that are not KDMCSE models")
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="for plain encoders (default: cls, as the papers)")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -31,17 +31,18 @@ def main(argv: Sequence[str]) -> None:
     if args.output_file.suffix != ".npy":
         parser.exit(2, f"{parser.prog}: --output_file is {str(args.output_file)!r}: expected a name ending in .npy.\n")
 
+    model = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device)
     encoder = SentenceEncoder(
-        AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device),
+        model,
         load_tokenizer(args.model_name_or_path),
-        pooling=args.pooling,
+        pooling=args.pooling or getattr(model.config, "pooling", "cls"),
         batch_size=args.batch_size,
         max_length=args.max_seq_length,
         progress=True,
     )
     vectors = encoder(read_sentences(args.input_file)["text"][:])
     np.save(args.output_file, vectors)
-    print(f"{args.output_file}: {vectors.shape[0]:,} vectors of width {vectors.shape[1]}")
+    print(f"{args.output_file}: {vectors.shape[0]:,} vectors of width {vectors.shape[1]}, {encoder.pooling} pooling")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     parser.add_argument("--sts_dir", required=True, help="folder with STS/ and SICK/ in SentEval's layout")
     parser.add_argument("--output_json", type=Path, help="where to write {task: score, ..., avg: score}")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
-    parser.add_argument("--pooling", choices=["cls", "mean"], help="needed for encoders that are not KDMCSE models")
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="for plain encoders (default: cls, as the papers)")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -36,11 +36,12 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     encoder = SentenceEncoder(
         model,
         load_tokenizer(args.model_name_or_path),
-        pooling=args.pooling,
+        pooling=args.pooling or getattr(model.config, "pooling", "cls"),
         batch_size=args.batch_size,
         max_length=args.max_seq_length,
         progress=True,
     )
+    print(f"{args.model_name_or_path}: sentence vector by {encoder.pooling} pooling")
     scores = evaluate_sts(encoder, args.sts_dir, args.tasks)
     print("  ".join(f"{task} {score:.2f}" for task, score in scores.items()))
     if args.output_json:

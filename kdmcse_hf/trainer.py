@@ -290,7 +290,14 @@ def _checked(
                 f"{cache.folder} has {term} features of width {width}, but the model's `{term}_embed_dim` is "
                 f"{expected}: build the model with `{term}_embed_dim={width}`."
             )
-    objective, reports = calibrate(objective, data.pairs.sample(CALIBRATION_PAIRS, data.needs, args.seed))
+    sample = data.pairs.sample(CALIBRATION_PAIRS, data.needs, args.seed)
+    for kind, features in (("image", sample.teacher_image), ("caption", sample.teacher_text)):
+        if features is not None and not features.isfinite().all():
+            raise ValueError(
+                f"{cache.folder} has {kind} features that are NaN or infinite. `TeacherCache(folder).verify()` names "
+                "the file if it was changed; otherwise extract the features again."
+            )
+    objective, reports = calibrate(objective, sample)
     for report in reports:
         logger.info(str(report))
     return objective, reports
