@@ -122,14 +122,14 @@ def main(argv: Sequence[str]) -> None:
     folder = args.output_dir / PRESETS[-1]
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     sentences = [
-        "a small red circle above a blue square",
-        "a tiny crimson disc on top of an azure box",
-        "a small blue circle above a red square",
+        "a small red circle",
+        "a tiny crimson disc",
+        "a large blue triangle",
     ]
     with torch.no_grad():
         vectors = model(**tokenizer(sentences, padding=True, return_tensors="pt")).pooler_output
     cosine = torch.cosine_similarity(vectors[:1], vectors[1:])
-    print(f"{sentences[0]!r} is nearest to")
+    print(f"cosine with {sentences[0]!r}:")
     for sentence, value in zip(sentences[1:], cosine.tolist(), strict=True):
         print(f"  {value:.3f}  {sentence!r}")
     print(f"\nThe KDMCSE model is in {folder.resolve()}")

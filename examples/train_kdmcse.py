@@ -57,21 +57,22 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     # 1. Data: sentences, and captions with what the teacher said of them
     tokenizer = load_tokenizer(model_args.model_name_or_path)
     text = pairs = None
-    if data_args.text_file:
-        text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
-    elif data_args.text_dataset:
-        rows = load_dataset(data_args.text_dataset, split="train")
-        text = tokenize(rows, data_args.text_column, tokenizer, model_args.max_seq_length)
-    if data_args.teacher_cache:
-        pairs = CaptionPairs(
-            TeacherCache(data_args.teacher_cache),
-            tokenizer,
-            max_length=model_args.max_seq_length,
-            captions_per_image=objective.captions_per_image,
-            max_pairs=data_args.max_pairs,
-            image_assignment=data_args.image_assignment,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-        )
+    with args.main_process_first(desc="tokenising"):  # the other processes read what it cached
+        if data_args.text_file:
+            text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
+        elif data_args.text_dataset:
+            rows = load_dataset(data_args.text_dataset, split="train")
+            text = tokenize(rows, data_args.text_column, tokenizer, model_args.max_seq_length)
+        if data_args.teacher_cache:
+            pairs = CaptionPairs(
+                TeacherCache(data_args.teacher_cache),
+                tokenizer,
+                max_length=model_args.max_seq_length,
+                captions_per_image=objective.captions_per_image,
+                max_pairs=data_args.max_pairs,
+                image_assignment=data_args.image_assignment,
+                seed=args.seed if args.data_seed is None else args.data_seed,
+            )
     train_dataset = TrainingData(text, pairs, objective.needs)
     dev = load_sts(data_args.sts_dir, "STSB", "dev") if data_args.sts_dir else None
 
@@ -91,6 +92,8 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     trainer = KDMCSETrainer(
         model, args, objective, train_dataset=train_dataset, eval_dataset=dev, processing_class=tokenizer
     )
+    if trainer.is_world_process_zero():
+        print(*trainer.filter_reports, sep="\n")
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()

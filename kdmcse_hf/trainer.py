@@ -1,5 +1,6 @@
 """The Trainer: one objective over scheduled batches, every term logged, scored on STS pairs as it goes."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -37,6 +38,8 @@ class KDMCSETrainer(Trainer):
 
     Logged beside the loss, as means since the last log: every term (`text_loss`, `image_loss`, `caption_loss`), the
     filtered share of negatives (`*_filter_rate`) and the share of the others that got a margin (`*_margin_rate`).
+    A saved folder holds the model, the tokenizer and `objective.json`: the switches with calibrated thresholds, and
+    what the filters do to a sample of the training pairs.
 
     Args:
         model: the model, in float32.
@@ -210,6 +213,15 @@ class KDMCSETrainer(Trainer):
                 f"At step {first} the {terms} became NaN or infinite; training stops. {self._last_good()} Lower the "
                 "learning rate, raise the temperature, clip gradients (`max_grad_norm`), or use bf16 instead of fp16."
             )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        content = {
+            "objective": dataclasses.asdict(self.objective),
+            "filters": [dataclasses.asdict(report) for report in self.filter_reports],
+        }
+        (folder / "objective.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A checkpoint with NaN in it must never push a good one out.

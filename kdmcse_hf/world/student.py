@@ -32,7 +32,8 @@ def write_student(folder: str | Path, seed: int = 0) -> None:
         seed (`int`, *optional*, defaults to 0): seed of the weights; the tokenizer is the same for all.
     """
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizer
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     pieces = vocabulary()
     config = BertConfig(
@@ -49,6 +50,20 @@ def write_student(folder: str | Path, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
         torch.manual_seed(seed)
         model = BertModel(config)
-    tokenizer = BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=64)
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    backend.decoder = decoders.WordPiece()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=64,
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

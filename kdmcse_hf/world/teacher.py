@@ -59,7 +59,11 @@ def build_processor(seed: int = 0) -> "CLIPProcessor":
     """A `CLIPProcessor` for the world: CLIP's BPE trained on the world's text, pictures of 48 x 48 pixels."""
     from tokenizers.trainers import BpeTrainer
     from transformers import CLIPProcessor, CLIPTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    except ImportError:  # the first releases of transformers 5 have Pillow's under the plain name
+        from transformers import CLIPImageProcessor as CLIPImageProcessorPil  # type: ignore[assignment]
 
     rng = _stream("tokenizer", seed)
     backend = CLIPTokenizer().backend_tokenizer  # CLIP's way of splitting words, without its 49k entries

@@ -177,6 +177,20 @@ def test_the_dev_score_is_logged_and_the_best_checkpoint_is_the_one_loaded(bert:
     assert trainer.evaluate()["eval_spearman"] == pytest.approx(max(scores), abs=1e-4)
 
 
+def test_batches_are_the_schedule_s_in_every_epoch(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert, num_text=0, max_steps=14)  # 48 pairs make 6 steps an epoch
+    compute, seen = trainer.compute_loss, []
+
+    def watched(model, inputs, *args, **kwargs):
+        seen.append(inputs["image_ids"].tolist())
+        return compute(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = watched
+    trainer.train()
+    image_rows = trainer.train_dataset.pairs.image_rows
+    assert seen == [image_rows[trainer.sampler.schedule.rows(step)[1]].tolist() for step in range(14)]
+
+
 def test_same_seed_same_curve_and_another_seed_another(bert: Path, tmp_path: Path) -> None:
     curves = []
     for seed in (1, 1, 2):
