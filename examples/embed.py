@@ -28,6 +28,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    if args.output_file and not args.output_file.parent.is_dir():
+        parser.exit(2, f"{parser.prog}: the folder of --output_file does not exist: {args.output_file.parent}\n")
     if args.output_file.suffix != ".npy":
         parser.exit(2, f"{parser.prog}: --output_file is {str(args.output_file)!r}: expected a name ending in .npy.\n")
 

@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    if args.output_json and not args.output_json.parent.is_dir():
+        parser.exit(2, f"{parser.prog}: the folder of --output_json does not exist: {args.output_json.parent}\n")
 
     model = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device)
     encoder = SentenceEncoder(

@@ -85,12 +85,14 @@ def filter_quality(trainer: KDMCSETrainer, world: Path, batches: int = 200) -> t
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="an empty or new folder")
+    parser.add_argument("--output_dir", type=Path, required=True, help="if it is not empty, a numbered one beside it")
     parser.add_argument("--max_steps", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if args.output_dir.exists() and any(args.output_dir.iterdir()):
-        parser.exit(2, f"{parser.prog}: {args.output_dir} is not empty: remove it or name another --output_dir.\n")
+    wanted, number = args.output_dir, 1
+    while args.output_dir.exists() and any(args.output_dir.iterdir()):
+        number += 1
+        args.output_dir = wanted.with_name(f"{wanted.name}-{number}")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

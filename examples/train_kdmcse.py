@@ -18,10 +18,10 @@ from transformers import set_seed
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
 from kdmcse_hf.arguments import parse_arguments
-from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
+from kdmcse_hf.checkpoint import last_complete_checkpoint
+from kdmcse_hf.data import CaptionPairs, ImageAssignment, TrainingData, read_sentences, tokenize
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.tokenizer import load_tokenizer
-from kdmcse_hf.trainer import last_complete_checkpoint
 
 
 @dataclass
@@ -36,12 +36,14 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line; a path or hf://datasets/..."})
-    text_dataset: str | None = field(default=None, metadata={"help": "Instead: a dataset with a text column."})
-    text_column: str = field(default="text", metadata={"help": "The column of --text_dataset (split train)."})
+    text_dataset: str | None = field(default=None, metadata={"help": "Instead of --text_file: a dataset."})
+    text_column: str = field(default="text", metadata={"help": "The column of --text_dataset (split train) to use."})
     teacher_cache: str | None = field(default=None, metadata={"help": "Folder made by `kdmcse import-features`."})
     sts_dir: str | None = field(default=None, metadata={"help": "STS data in SentEval's layout; scores STS-B dev."})
     max_pairs: int | None = field(default=None, metadata={"help": "Use that many random pairs."})
-    image_assignment: str = field(default="paired", metadata={"help": "paired; or shuffled, random as controls."})
+    image_assignment: ImageAssignment = field(
+        default="paired", metadata={"help": "paired; or, as controls, shuffled or random."}
+    )
 
 
 def main(argv: Sequence[str]) -> KDMCSETrainer:
@@ -50,7 +52,9 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     )
     set_seed(args.seed)
     newest = last_complete_checkpoint(args.output_dir)
-    resume = newest if args.resume_from_checkpoint == "true" else args.resume_from_checkpoint
+    resume = args.resume_from_checkpoint
+    if resume is not None and resume.lower() == "true":
+        resume = newest
     if newest and not resume:
         raise ValueError(f"{newest} exists: add `--resume_from_checkpoint true`, or choose another --output_dir.")
 
@@ -58,11 +62,11 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     tokenizer = load_tokenizer(model_args.model_name_or_path)
     text = pairs = None
     with args.main_process_first(desc="tokenising"):  # the other processes read what it cached
-        if data_args.text_file:
-            text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
-        elif data_args.text_dataset:
+        if data_args.text_dataset:
             rows = load_dataset(data_args.text_dataset, split="train")
             text = tokenize(rows, data_args.text_column, tokenizer, model_args.max_seq_length)
+        elif data_args.text_file:
+            text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
         if data_args.teacher_cache:
             pairs = CaptionPairs(
                 TeacherCache(data_args.teacher_cache),

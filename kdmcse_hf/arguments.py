@@ -37,7 +37,7 @@ def parse_arguments(types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...
     arguments = list(argv)
     recipe: dict[str, Any] = {}
     all_types: list[Any] = [*types, _Preset]
-    parser = HfArgumentParser(all_types)
+    parser = HfArgumentParser(all_types, allow_abbrev=False)
     try:
         while arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
             recipe |= _read_recipe(Path(arguments.pop(0)))
@@ -47,8 +47,10 @@ def parse_arguments(types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...
             raise ValueError(f"The recipes have unknown keys: {', '.join(unknown)}.")
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--preset", default=recipe.get("preset", "kdmcse"))
-        early.add_argument("--sts_dir", default=recipe.get("sts_dir"))
-        early.add_argument("--eval_steps", default=recipe.get("eval_steps", SCORED_ON_DEV["eval_steps"]))
+        early.add_argument("--sts_dir", "--sts-dir", default=recipe.get("sts_dir"))
+        early.add_argument(
+            "--eval_steps", "--eval-steps", default=recipe.get("eval_steps", SCORED_ON_DEV["eval_steps"])
+        )
         chosen, _ = early.parse_known_args(arguments)
         if chosen.preset not in PRESETS:
             raise ValueError(f"Unknown preset {chosen.preset!r}: expected one of {', '.join(PRESETS)}.")

@@ -63,6 +63,7 @@ def calibrate(objective: Objective, sample: PairEmbeddings) -> tuple[Objective, 
             threshold = Threshold("cosine", _upper_quantile(negatives, threshold.value))
             calibrated: dict[str, Any] = {f"{term}_threshold": str(threshold)}
             objective = dataclasses.replace(objective, **calibrated)
+            threshold = Threshold.parse(str(threshold)) or threshold  # as written: what is reported is what is used
         noisy = noisy_negatives(similarity, threshold.cosine(similarity, positives), positives)[negative]
         ordered = negatives.sort().values
         report = FilterReport(

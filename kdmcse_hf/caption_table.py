@@ -51,15 +51,19 @@ def read_table(path: str | Path, columns: tuple[str, ...]) -> Iterator[tuple[str
         raise ValueError(f"{path} ends in {path.suffix!r}: expected one of {', '.join(_READERS)}.")
     try:
         for place, row in _READERS[path.suffix](path):
-            missing = [column for column in columns if row.get(column) is None]
-            if missing:
-                raise ValueError(
-                    f"{path}, {place}: no column {missing[0]!r}. Expected {', '.join(columns)}, found "
-                    f"{', '.join(map(repr, row)) or 'none'}."
-                )
+            for column in columns:
+                if column not in row:
+                    raise ValueError(
+                        f"{path}, {place}: no column {column!r}. Expected {', '.join(columns)}, found "
+                        f"{', '.join(map(repr, row)) or 'none'}."
+                    )
+                if row[column] is None:
+                    raise ValueError(f"{path}, {place}: the {column} is missing. Fill it in, or remove the row.")
             yield place, {column: str(row[column]) for column in columns}
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}). Convert it, for instance with iconv.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}.") from error
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

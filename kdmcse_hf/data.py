@@ -3,11 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import datasets
 import numpy as np
 import torch
+from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -28,8 +29,11 @@ def read_sentences(path: str | Path) -> datasets.Dataset:
     Raises:
         FileNotFoundError, ValueError: no such file, or not UTF-8.
     """
-    if not str(path).startswith("hf://") and not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected a text file with one sentence a line.")
+    if not str(path).startswith("hf://"):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist: expected a text file with one sentence a line.")
+        if not Path(path).stat().st_size:
+            raise ValueError(f"{path} is empty: expected a text file with one sentence a line.")
     try:
         return datasets.Dataset.from_text(str(path))
     except datasets.exceptions.DatasetGenerationError as error:
@@ -58,12 +62,19 @@ def tokenize(
                 )
         return {"input_ids": tokenizer(batch[column], truncation=True, max_length=max_length)["input_ids"]}
 
+    # Not beside the dataset's own file, which may be somebody's teacher cache on a read-only disk.
+    fingerprint = Hasher.hash((dataset._fingerprint, column, tokenizer, max_length))
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "kdmcse_hf"
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = min(os.cpu_count() or 1, len(dataset) // 10_000)
     return dataset.map(
         encode,
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
-        num_proc=min(len(os.sched_getaffinity(0)), max(1, len(dataset) // 10_000)),
+        cache_file_name=str(folder / f"{fingerprint}.arrow"),
+        new_fingerprint=fingerprint,
+        num_proc=processes if processes > 1 else None,
         desc=f"Tokenising {column}",
     )
 
@@ -81,7 +92,7 @@ class CaptionPairs:
         seed: of every draw.
 
     Raises:
-        ValueError: more pairs asked for than there are.
+        ValueError: an unknown choice, or more pairs asked for than there are.
     """
 
     def __init__(
@@ -95,7 +106,14 @@ class CaptionPairs:
         image_assignment: ImageAssignment = "paired",
         seed: int = 0,
     ) -> None:
+        for name, value, choices in (
+            ("captions_per_image", captions_per_image, ("one", "all")),
+            ("image_assignment", image_assignment, get_args(ImageAssignment)),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` is {value!r}: expected one of {', '.join(choices)}.")
         self.cache = cache
+        self.captions_per_image = captions_per_image
         rng = np.random.default_rng((seed, 3))
         rows = np.arange(len(cache.captions), dtype=np.int64)
         image_rows = cache.captions.with_format("numpy")["image_row"][:].astype(np.int64)
@@ -104,8 +122,8 @@ class CaptionPairs:
             _, first = np.unique(image_rows[shuffled], return_index=True)
             rows = np.sort(shuffled[first])
         if max_pairs is not None:
-            if max_pairs > len(rows):
-                raise ValueError(f"`max_pairs` is {max_pairs:,}, but there are only {len(rows):,} pairs.")
+            if not 1 <= max_pairs <= len(rows):
+                raise ValueError(f"`max_pairs` is {max_pairs:,}: expected 1 to {len(rows):,}, the number of pairs.")
             rows = np.sort(rng.choice(rows, size=max_pairs, replace=False))
         num_images = len(cache.images)
         if image_assignment == "shuffled":

@@ -19,7 +19,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         # Every process's loss reads these rows, so their gradient is the sum over processes.
-        gradient = gradients[0].contiguous()
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         first = dist.get_rank() * ctx.num_rows
         return gradient[first : first + ctx.num_rows]

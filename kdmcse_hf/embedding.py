@@ -21,7 +21,7 @@ class SentenceEncoder:
         tokenizer: the model's.
         pooling: `"cls"` or `"mean"`; needed for, and only for, a model whose config does not say.
         batch_size: sentences a forward pass.
-        max_length: tokens after which a sentence is cut.
+        max_length: tokens after which a sentence is cut; never more than the tokenizer's own limit.
         progress: whether to show a progress bar.
     """
 
@@ -48,7 +48,8 @@ class SentenceEncoder:
                 f"pooled, so choose one of {', '.join(map(repr, POOLINGS))}."
             )
         self.model, self.tokenizer = model, tokenizer
-        self.batch_size, self.max_length, self.progress = batch_size, max_length, progress
+        self.batch_size, self.progress = batch_size, progress
+        self.max_length = min(max_length, tokenizer.model_max_length)
 
     def __call__(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """(N, H) float32, row i for sentence i; not normalised.

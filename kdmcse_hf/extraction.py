@@ -1,5 +1,6 @@
 """Teacher features of pictures and captions: one pass of a frozen dual encoder."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from kdmcse_hf.caption_table import read_caption_table
-from kdmcse_hf.teacher_cache import TeacherCache, write_cache
+from kdmcse_hf.teacher_cache import TeacherCache, fingerprint, write_cache
 
 
 def extract_features(
@@ -30,7 +31,7 @@ def extract_features(
         folder: the new cache.
         image_folder: holds the pictures that the table names.
         captions_file: table with columns `image` and `caption`.
-        model: a dual encoder with `get_image_features` and `get_text_features` (CLIP, SigLIP, ...).
+        model: a dual encoder with `get_image_features` and `get_text_features`, such as CLIP.
         processor: the model's.
         batch_size: pictures or captions a forward pass.
 
@@ -63,8 +64,13 @@ def extract_features(
         image_rows=[row_of[name] for name in image_of_caption],
         image_features=image_batches(),
         caption_features=caption_batches(),
-        teacher={"name": model.name_or_path, "type": model.config.model_type},
-        source={"captions": Path(captions_file).name},
+        teacher={
+            "name": model.name_or_path,
+            "type": model.config.model_type,
+            "revision": getattr(model.config, "_commit_hash", None),
+            "processor": json.loads(processor.image_processor.to_json_string()),
+        },
+        source={"captions": fingerprint(captions_file)},
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from kdmcse_hf.caption_table import read_caption_table, read_split
-from kdmcse_hf.teacher_cache import CacheError, TeacherCache, write_cache
+from kdmcse_hf.teacher_cache import CacheError, TeacherCache, fingerprint, write_cache
 
 _CHUNK = 16384
 
@@ -76,7 +76,12 @@ def import_features(
         image_features=image_features.chunks(image_rows),
         caption_features=None if caption_features is None else caption_features.chunks(caption_rows),
         teacher={"name": teacher_name, "imported": True},
-        source={"captions": Path(captions_file).name, "split": split},
+        source={
+            "captions": fingerprint(captions_file),
+            "image_features": fingerprint(image_features_file),
+            "caption_features": fingerprint(caption_features_file) if caption_features_file else None,
+            "split": split,
+        },
     )
 
 
@@ -87,7 +92,7 @@ class _FeatureFile:
             raise FileNotFoundError(f"{self.path} does not exist: expected a feature file (.safetensors or .npy).")
         try:
             self.array = self._open(tensor)
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, TypeError, ValueError) as error:
             raise CacheError(f"{self.path} cannot be read as features: {error}") from error
         if self.array.ndim != 2 or len(self.array) != expected_rows:
             raise CacheError(

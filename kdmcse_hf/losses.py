@@ -48,11 +48,12 @@ def subtract_angle(
     # No arccos: cos(a - b) = cos a cos b + sin a sin b has finite gradients once the root is kept off zero.
     clamped = cosine.clamp(-1.0, 1.0)
     sine = ((1 - clamped) * (1 + clamped)).clamp(min=torch.finfo(cosine.dtype).eps).sqrt()
-    margin = torch.as_tensor(margin, dtype=cosine.dtype, device=cosine.device)
-    shifted = cosine * margin.cos() + sine * margin.sin()
+    cosine_of_margin = margin.cos() if isinstance(margin, Tensor) else math.cos(margin)
+    sine_of_margin = margin.sin() if isinstance(margin, Tensor) else math.sin(margin)
+    shifted = cosine * cosine_of_margin + sine * sine_of_margin
     if continuous:
-        applied = cosine < margin.cos()
-        return torch.where(applied, shifted, cosine + 1 - margin.cos()), applied
+        applied = cosine < cosine_of_margin
+        return torch.where(applied, shifted, cosine + 1 - cosine_of_margin), applied
     applied = cosine < math.cos(full_margin)
     return torch.where(applied, shifted, cosine), applied
 

@@ -85,9 +85,6 @@ class KDMCSEModel(PreTrainedModel):
         super().__init__(config)
         if encoder is None:
             encoder = AutoModel.from_config(config.text_config, **_without_pooler(config.text_config))
-        # One config object for both, so that a later change of the attention implementation reaches the encoder.
-        config.text_config._attn_implementation = encoder.config._attn_implementation
-        encoder.config = config.text_config
         self.encoder = encoder
         hidden_size, projection_dim = config.hidden_size, config.projection_dim
         self.pooler = TextHead(hidden_size)
@@ -148,7 +145,10 @@ class KDMCSEModel(PreTrainedModel):
             model: KDMCSEModel = _load(cls, model_name_or_path, **kwargs)
             return model
         encoder = _load(AutoModel, model_name_or_path, **kwargs, **_without_pooler(config))
-        return cls(KDMCSEConfig(text_config=encoder.config.to_dict(), **wanted), encoder=encoder)
+        # The very config object that the encoder's layers hold, so that `set_attn_implementation` reaches them. A new
+        # config would reset theirs unless it names one.
+        attention = encoder.config._attn_implementation
+        return cls(KDMCSEConfig(text_config=encoder.config, attn_implementation=attention, **wanted), encoder=encoder)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -241,16 +241,18 @@ class KDMCSEModel(PreTrainedModel):
 
 def _without_pooler(text_config: Any) -> dict[str, bool]:
     """`add_pooling_layer=False` for encoders that have it: their own pooler would be an untrained dead weight."""
-    model_class: Any = AutoModel._model_mapping[type(text_config)]
-    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+    model_class: Any = AutoModel._model_mapping.get(type(text_config), None)
+    if not inspect.isclass(model_class) or "add_pooling_layer" not in inspect.signature(model_class).parameters:
+        return {}
+    return {"add_pooling_layer": False}
 
 
 def _load(model_class: Any, model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
     try:
         return model_class.from_pretrained(model_name_or_path, **kwargs)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # safetensors has an exception of its own, and this file imports no safetensors
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # by name, for this file imports no safetensors
+            raise
         raise ValueError(
             f"The weights in {str(model_name_or_path)!r} cannot be read ({type(error).__name__}: {error}). The file "
             "is damaged or was cut short: copy or download it again, or take an earlier checkpoint."

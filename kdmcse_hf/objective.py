@@ -172,7 +172,8 @@ def compute_objective(
     Args:
         objective: its switches; a `rate:` threshold must have been calibrated.
         anchors: this process's rows.
-        candidates: the rows of all processes, in the same order on each of them; defaults to `anchors`.
+        candidates: the rows of all processes, in the same order on each of them; defaults to `anchors`. Of their views
+            only the last is used, and of the rest all but `grounded`.
         first_positive: where in `candidates` this process's rows begin.
 
     Returns:
@@ -187,7 +188,7 @@ def compute_objective(
         same_image = anchors.image_ids.unsqueeze(1) == candidates.image_ids
         same_image = same_image & ~positive_mask(positives, len(candidates.image_ids))
 
-    cosine = cosine_matrix(anchors.text[:, 0], candidates.text[:, 1])
+    cosine = cosine_matrix(anchors.text[:, 0], candidates.text[:, -1])
     if objective.text_margin:
         negatives, _ = subtract_angle(
             cosine, objective.text_margin, objective.text_margin, continuous=objective.continuous_margin

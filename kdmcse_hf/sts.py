@@ -62,8 +62,14 @@ def load_sts(sts_dir: str | Path, task: str, split: str = "test") -> SentencePai
     else:
         folder = root / "STS" / f"{task}-en-test"
         rows = (row for subset in _YEARS[task] for row in _year_subset(folder, subset))
-    first, second, scores = [], [], []
+    first: list[str] = []
+    second: list[str] = []
+    scores: list[float] = []
     for left, right, score in rows:
+        if not left.strip() or not right.strip():
+            raise ValueError(
+                f"{task} ({split}) in {root}, pair {len(scores) + 1}: a sentence is empty ({left!r}, {right!r})."
+            )
         first.append(left)
         second.append(right)
         scores.append(score)

@@ -23,6 +23,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from kdmcse_hf import __version__
+
 FORMAT = "kdmcse_hf teacher cache"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -169,8 +171,8 @@ def write_cache(
         image_rows: the image row of each caption.
         image_features: arrays (n, D) of float16 or float32, together one row an image.
         caption_features: the same, one row a caption, or `None`.
-        teacher: what made the features (name, revision, processor, ...), for the manifest.
-        source: where captions and images came from, for the manifest.
+        teacher: what made the features, for the manifest: `name`, and as far as known `revision` and `processor`.
+        source: the files that the cache was made from, for the manifest: a [`fingerprint`] each.
         rows_per_shard: rows of one feature file.
 
     Raises:
@@ -180,6 +182,12 @@ def write_cache(
     folder = Path(folder)
     if (folder / MANIFEST).exists():
         raise CacheError(f"{folder} already holds a teacher cache: choose another folder, or remove it first.")
+    if len(image_rows) != len(captions) or not all(0 <= row < len(images) for row in image_rows):
+        raise CacheError(
+            f"There are {len(image_rows):,} image rows for {len(captions):,} captions, from "
+            f"{min(image_rows, default=None)} to {max(image_rows, default=None)}: expected one a caption, each from 0 "
+            f"to {len(images) - 1}."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for row, caption in enumerate(captions):
         if not caption.strip():
@@ -189,8 +197,9 @@ def write_cache(
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "teacher": teacher,
+        "teacher": {"name": None, "revision": None, "processor": None, **teacher},
         "source": source,
+        "versions": {"kdmcse_hf": __version__},
         "images": _write_table(folder / "images.arrow", {"image": pa.array(images, pa.string())}),
         "captions": _write_table(
             folder / "captions.arrow",
@@ -265,6 +274,11 @@ def _publish(temporary: Path, path: Path) -> dict[str, Any]:
     entry = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     os.replace(temporary, path)
     return entry
+
+
+def fingerprint(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Name and SHA-256 of a file that a cache was made from, for its manifest."""
+    return {"file": Path(path).name, "sha256": _sha256(Path(path))}
 
 
 def _sha256(path: Path) -> str:

@@ -1,19 +1,17 @@
 """The Trainer: one objective over scheduled batches, every term logged, scored on STS pairs as it goes."""
 
 import dataclasses
-import json
-import os
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from kdmcse_hf.calibration import FilterReport, calibrate
+from kdmcse_hf.checkpoint import check_same_run, last_complete_checkpoint, save_description
 from kdmcse_hf.data import ContrastiveCollator, TrainingData
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.embedding import SentenceEncoder
@@ -21,6 +19,7 @@ from kdmcse_hf.modeling_kdmcse import KDMCSEModel
 from kdmcse_hf.objective import Objective, PairEmbeddings, compute_objective
 from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
 from kdmcse_hf.sts import SentencePairs, score_pairs
+from kdmcse_hf.term_log import TermLog
 from kdmcse_hf.training_args import KDMCSETrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -97,9 +96,7 @@ class KDMCSETrainer(Trainer):
                 "A batch of one sentence has no negatives: use `per_device_train_batch_size` of 2 or more."
             )
         self.add_callback(_SetEpoch(self.sampler, args.gradient_accumulation_steps))
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._bad_step: dict[str, Tensor] = {}
+        self.term_log = TermLog()
 
     def train(
         self,
@@ -107,10 +104,20 @@ class KDMCSETrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As in `Trainer`, but `resume_from_checkpoint=True` takes the newest checkpoint that was saved whole."""
+        """As in `Trainer`, but `resume_from_checkpoint=True` takes the newest checkpoint that was saved whole.
+
+        Raises:
+            ValueError: the checkpoint was trained on another objective or schedule; names the difference.
+            NonFiniteError: a term or a weight became NaN or infinite.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if resume_from_checkpoint:
+            check_same_run(resume_from_checkpoint, self._description())
+        self.term_log = TermLog()
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._raise_if_not_finite()
+        return output
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as the schedule has them, one kind at a time on all processes."""
@@ -148,11 +155,11 @@ class KDMCSETrainer(Trainer):
         )
         candidates, first_positive = anchors, 0
         if self.args.world_size > 1 and self.args.gather_across_devices:
-            candidates = anchors.map(gather_rows)
+            candidates = dataclasses.replace(anchors, text=anchors.text[:, -1:], grounded=None).map(gather_rows)
             first_positive = self.args.process_index * len(anchors.text)
         result = compute_objective(self.objective, anchors, candidates, first_positive)
         if model.training:
-            self._record({**result.terms, **result.rates})
+            self.term_log.record({**result.terms, **result.rates}, self.state.global_step + 1)
         return (result.loss, outputs) if return_outputs else result.loss
 
     def evaluate(  # type: ignore[override]
@@ -182,30 +189,11 @@ class KDMCSETrainer(Trainer):
         """Adds the means of all terms and rates since the last training log."""
         if "loss" in logs:
             self._raise_if_not_finite()
-            logs = {**logs, **self._drain()}
+            logs = {**logs, **self.term_log.drain(self.accelerator)}
         super().log(logs, start_time)
 
-    def _record(self, values: dict[str, Tensor]) -> None:
-        """Adds to the running sums on the device: nothing here waits for it."""
-        step = self.state.global_step + 1
-        for name, value in values.items():
-            value = value.detach()
-            never = torch.full_like(value, float("inf"), dtype=torch.float32)
-            bad = torch.where(value.isfinite(), never, float(step))
-            self._bad_step[name] = torch.minimum(self._bad_step[name], bad) if name in self._bad_step else bad
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def _drain(self) -> dict[str, float]:
-        names = sorted(self._sums)
-        means = torch.stack([self._sums[name].float() / self._counts[name] for name in names])
-        means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
-        self._sums, self._counts = {}, {}
-        return dict(zip(names, means.tolist(), strict=True))
-
     def _raise_if_not_finite(self) -> None:
-        steps = {name: step.item() for name, step in self._bad_step.items()}
-        bad = {name: int(step) for name, step in steps.items() if step != float("inf")}
+        bad = self.term_log.first_bad_steps()
         if bad:
             first = min(bad.values())
             terms = ", ".join(name for name, step in bad.items() if step == first)
@@ -216,12 +204,14 @@ class KDMCSETrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or str(self.args.output_dir))
-        content = {
+        save_description(output_dir or str(self.args.output_dir), self._description())
+
+    def _description(self) -> dict[str, Any]:
+        return {
             "objective": dataclasses.asdict(self.objective),
+            "schedule": dataclasses.asdict(self.sampler.schedule),
             "filters": [dataclasses.asdict(report) for report in self.filter_reports],
         }
-        (folder / "objective.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A checkpoint with NaN in it must never push a good one out.
@@ -237,19 +227,6 @@ class KDMCSETrainer(Trainer):
     def _last_good(self) -> str:
         checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         return f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint that was written to its end; one that a killed run left half written is passed over."""
-    checkpoints = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    for folder in sorted(checkpoints, key=lambda path: -int(path.name.rsplit("-", 1)[-1])):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        except (OSError, json.JSONDecodeError):
-            logger.warning(f"{folder} is incomplete (a run was killed while it saved?): ignored.")
-            continue
-        return str(folder)
-    return None
 
 
 class _SetEpoch(TrainerCallback):
@@ -294,6 +271,11 @@ def _checked(
             )
     if data.pairs is None or not objective.terms:
         return objective, []
+    if data.pairs.captions_per_image != objective.captions_per_image:
+        raise ValueError(
+            f"The objective takes {objective.captions_per_image} caption(s) of an image, the pairs hold "
+            f"{data.pairs.captions_per_image}: make them with `captions_per_image={objective.captions_per_image!r}`."
+        )
     cache = data.pairs.cache
     for term, store in (("image", cache.image_features), ("caption", cache.caption_features)):
         width, expected = getattr(store, "width", None), getattr(model.config, f"{term}_embed_dim")

@@ -1,7 +1,7 @@
 import os
+import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,23 +12,26 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built and unpacked far from the source tree."""
+    """The wheel, built from a copy of the sources and installed by pip far from them."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
+    source = folder / "source"
+    source.mkdir()
+    shutil.copytree(ROOT / "kdmcse_hf", source / "kdmcse_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for command in (
+        ["build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)],
+        ["pip", "install", "--no-deps", "--no-index", "--target", str(folder / "site"), "--find-links", str(folder)]
+        + ["kdmcse_hf"],
+    ):
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
     return folder / "site"
 
 
-def run(installed: Path, program: str) -> str:
-    # -P and a folder of its own: nothing of the source tree can be imported by accident
+def run(installed: Path, *command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=installed, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -41,12 +44,12 @@ from transformers import CLIPModel, CLIPProcessor
 CLIPModel.from_pretrained(TEACHER_FOLDER), CLIPProcessor.from_pretrained(TEACHER_FOLDER)
 print(kdmcse_hf.__file__)
 """
-    assert run(installed, program).strip().startswith(str(installed))
+    assert run(installed, sys.executable, "-c", program).strip().startswith(str(installed))
     assert (installed / "kdmcse_hf" / "py.typed").exists()
 
 
 def test_the_command_is_its_own_package_and_every_package_is_in_the_wheel(installed: Path) -> None:
-    assert "import-features" in run(installed, "import kdmcse_cli; kdmcse_cli.main(['--help'])")
+    assert "import-features" in run(installed, sys.executable, str(installed / "bin" / "kdmcse"), "--help")
     source = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "kdmcse_hf").rglob("*.py")}
     shipped = {path.parent.relative_to(installed).as_posix() for path in installed.rglob("*.py")}
     assert shipped == source - {"kdmcse_hf/cli"} | {"kdmcse_cli"}

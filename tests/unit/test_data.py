@@ -63,8 +63,43 @@ def test_a_number_of_pairs_is_that_number_drawn_from_all(cache: TeacherCache) ->
     pairs = CaptionPairs(cache, make_tokenizer(), max_pairs=10, seed=0)
     assert len(set(pairs.caption_rows.tolist())) == 10
     assert max(pairs.caption_rows) > 20
-    with pytest.raises(ValueError, match="`max_pairs` is 100, but there are only 48"):
+    with pytest.raises(ValueError, match="`max_pairs` is 100: expected 1 to 48"):
         CaptionPairs(cache, make_tokenizer(), max_pairs=100)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"image_assignment": "shuffle"}, "`image_assignment` is 'shuffle': expected one of paired, shuffled, random"),
+        ({"captions_per_image": "five"}, "`captions_per_image` is 'five'"),
+        ({"max_pairs": 0}, "`max_pairs` is 0"),
+    ],
+)
+def test_an_unknown_choice_is_refused_rather_than_ignored(choice: dict, message: str, cache: TeacherCache) -> None:
+    with pytest.raises(ValueError, match=message):
+        CaptionPairs(cache, make_tokenizer(), **choice)
+
+
+def test_tokenising_writes_nothing_into_the_teacher_cache(cache: TeacherCache) -> None:
+    before = sorted(cache.folder.iterdir())
+    CaptionPairs(cache, make_tokenizer(), captions_per_image="one")
+    assert sorted(cache.folder.iterdir()) == before
+
+
+def test_tokens_are_cached_and_follow_every_change_of_their_source() -> None:
+    tokenizer, sentences = make_tokenizer(), make_sentences(20)
+    first = datasets.Dataset.from_dict({"text": sentences})
+    assert (
+        tokenize(first, "text", tokenizer, 32)["input_ids"][:] != tokenize(first, "text", tokenizer, 4)["input_ids"][:]
+    )
+    other = datasets.Dataset.from_dict({"text": sentences[::-1]})
+    assert tokenize(other, "text", tokenizer, 32)["input_ids"][0] == tokenizer(sentences[-1])["input_ids"]
+
+
+def test_several_processes_tokenise_as_one() -> None:
+    tokenizer, sentences = make_tokenizer(), make_sentences(300) * 70
+    dataset = datasets.Dataset.from_dict({"text": sentences})
+    assert tokenize(dataset, "text", tokenizer, 32)["input_ids"][:] == tokenizer(sentences)["input_ids"]
 
 
 def test_shuffled_images_stay_with_their_captions_and_random_ones_do_not(cache: TeacherCache) -> None:

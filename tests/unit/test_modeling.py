@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import ENCODER_CONFIGS, make_sentences, make_tokenizer
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, FunnelConfig
 
 from kdmcse_hf import KDMCSEConfig, KDMCSEModel
 from kdmcse_hf.tokenizer import load_tokenizer
@@ -142,10 +142,13 @@ def test_a_senseless_config_is_refused_by_field(fields: dict) -> None:
 
 def test_the_attention_implementation_reaches_the_encoder(encoder_folder) -> None:
     model = KDMCSEModel.from_encoder(encoder_folder("bert"), attn_implementation="eager")
-    assert model.encoder.config._attn_implementation == "eager"
+    layer = model.encoder.encoder.layer[0].attention.self
+    assert layer.config._attn_implementation == "eager"
     model.set_attn_implementation("sdpa")
-    assert model.encoder.config._attn_implementation == "sdpa"
-    assert model.encoder.config is model.config.text_config
+    assert layer.config._attn_implementation == "sdpa"
+    assert layer.config is model.encoder.config is model.config.text_config
+    model.set_attn_implementation("eager")
+    assert len(model(**batch(), output_attentions=True).attentions) == 2
 
 
 def test_activation_checkpointing_leaves_gradients_as_they_are(encoder_folder) -> None:
@@ -161,6 +164,12 @@ def test_activation_checkpointing_leaves_gradients_as_they_are(encoder_folder) -
         model(**batch(), num_views=2).text_embeds.square().sum().backward()
         gradients.append(model.encoder.embeddings.word_embeddings.weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_encoders_without_the_pooler_switch_build(tmp_path: Path) -> None:
+    shape = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32, "block_sizes": [1, 1], "num_decoder_layers": 1}
+    config = FunnelConfig(vocab_size=40, architectures=["FunnelModel"], **shape)
+    assert KDMCSEModel(KDMCSEConfig(text_config=config)).config.hidden_size == 16
 
 
 def test_a_saved_checkpoint_carries_its_two_source_files(model: KDMCSEModel, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_an_unusable_threshold_is_refused_with_its_field_and_text(text: str) -> 
 def test_a_rate_becomes_the_cosine_that_filters_that_share(rate: float) -> None:
     objective, reports = calibrate(with_thresholds(f"rate:{rate}"), sample())
     assert objective.image_threshold.startswith("cosine:")
-    assert [report.filter_rate for report in reports] == pytest.approx([rate, rate], rel=0.03)
+    assert [report.filter_rate for report in reports] == pytest.approx([rate, rate], rel=0.06)
 
 
 @pytest.mark.parametrize("threshold", ["cosine:0.999", "cosine:-1"])

@@ -158,6 +158,13 @@ def test_encoding_switches_dropout_off_and_the_mode_back(encoder_folder) -> None
     assert model.training
 
 
+def test_sentences_are_cut_at_the_tokenizer_s_own_limit(encoder_folder) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 40
+    encode = SentenceEncoder(AutoModel.from_pretrained(encoder_folder("bert")), tokenizer, pooling="cls")
+    assert np.isfinite(encode(["the cat " * 100])).all()
+
+
 def test_a_plain_encoder_must_say_how_it_is_pooled(encoder_folder) -> None:
     model = AutoModel.from_pretrained(encoder_folder("bert"))
     with pytest.raises(ValueError, match="a BertModel does not say how its sentence vector is pooled"):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -83,6 +84,11 @@ def test_missing_rows_are_refused_with_both_numbers(tmp_path: Path) -> None:
         write_cache(tmp_path, **arguments(caption_features=[np.ones((2, 4), dtype=np.float32)]))
 
 
+def test_an_image_row_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="from 0 to 7: expected one a caption, each from 0 to 1"):
+        write_cache(tmp_path, **arguments(image_rows=[0, 7, 1]))
+
+
 def test_a_cache_is_never_overwritten(tmp_path: Path) -> None:
     make_cache(tmp_path)
     with pytest.raises(CacheError, match="already holds a teacher cache"):
@@ -158,6 +164,8 @@ def test_imported_features_follow_their_names_and_rows(kit: dict, tmp_path: Path
     assert cache.images["image"][:] == ["a.jpg", "c.jpg"]
     assert cache.captions.to_dict() == {"caption": ["NA", 'said "hi", left', "y"], "image_row": [0, 0, 1]}
     np.testing.assert_array_equal(cache.image_features.rows([0, 1]), features["image_features"][[1, 2]])
+    digest = hashlib.sha256((tmp_path / "captions.csv").read_bytes()).hexdigest()
+    assert cache.manifest["source"]["captions"] == {"file": "captions.csv", "sha256": digest}
     np.testing.assert_array_equal(cache.caption_features.rows([0, 1, 2]), features["caption_features"][[0, 1, 3]])
 
 
@@ -176,6 +184,7 @@ def test_npy_features_import_without_names_in_the_order_of_the_table(kit: dict, 
     [
         ("captions.csv", "image,text\na.jpg,x\n", r"captions\.csv, line 2: no column 'caption'"),
         ("captions.csv", "image,caption\na.jpg,x\nb.jpg,\n", r"captions\.csv, line 3: the caption is empty"),
+        ("captions.csv", "image,caption\na.jpg\n", r"captions\.csv, line 2: the caption is missing"),
         ("captions.csv", "image,caption\nz.jpg,x\n", "1 images without features, such as 'z.jpg'"),
         ("captions.csv", "image,caption\na.jpg,x\n", "expected 1 rows"),
         ("captions.csv", "", "has no rows"),

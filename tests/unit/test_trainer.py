@@ -10,11 +10,12 @@ from datasets import Dataset
 from tiny import make_cache, make_sentences, make_tokenizer, write_sts
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
+from kdmcse_hf.checkpoint import last_complete_checkpoint
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.objective import PRESETS, Objective
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher_cache import TeacherCache
-from kdmcse_hf.trainer import NonFiniteError, last_complete_checkpoint
+from kdmcse_hf.trainer import NonFiniteError
 
 LOOSE = {"image_threshold": "rate:0.05", "caption_threshold": "rate:0.05"}
 KDMCSE = dataclasses.replace(PRESETS["kdmcse"], **LOOSE)
@@ -28,15 +29,22 @@ def make_trainer(
     pairs: bool = True,
     dev: bool = False,
     dropout: bool = True,
+    nan_feature: bool = False,
     **arguments: object,
 ) -> KDMCSETrainer:
     tokenizer = make_tokenizer()
     folder = tmp_path / "cache"
     cache = (TeacherCache(folder) if folder.exists() else make_cache(folder)) if pairs else None
+    if nan_feature:  # changed behind the manifest's back
+        shard = folder / "image_features-00000.safetensors"
+        content = bytearray(shard.read_bytes())
+        content[-48:] = np.full(12, np.nan, np.float32).tobytes()
+        shard.write_bytes(content)
+        cache = TeacherCache(folder)
     sentences = Dataset.from_dict({"text": make_sentences(num_text, seed=9)})
     data = TrainingData(
         tokenize(sentences, "text", tokenizer, 32) if num_text else None,
-        CaptionPairs(cache, tokenizer) if cache else None,
+        CaptionPairs(cache, tokenizer, captions_per_image=objective.captions_per_image) if cache else None,
         objective.needs,
     )
     torch.manual_seed(0)
@@ -177,8 +185,11 @@ def test_the_dev_score_is_logged_and_the_best_checkpoint_is_the_one_loaded(bert:
     assert trainer.evaluate()["eval_spearman"] == pytest.approx(max(scores), abs=1e-4)
 
 
-def test_batches_are_the_schedule_s_in_every_epoch(bert: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, bert, num_text=0, max_steps=14)  # 48 pairs make 6 steps an epoch
+@pytest.mark.parametrize(("accumulation", "updates"), [(1, 14), (4, 5)])
+def test_batches_are_the_schedule_s_in_every_epoch(accumulation: int, updates: int, bert: Path, tmp_path: Path) -> None:
+    # 48 pairs make 6 steps an epoch: with accumulation, an update of 4 and one of 2
+    settings = {"gradient_accumulation_steps": accumulation, "max_steps": updates}
+    trainer = make_trainer(tmp_path, bert, num_text=0, **settings)
     compute, seen = trainer.compute_loss, []
 
     def watched(model, inputs, *args, **kwargs):
@@ -188,7 +199,8 @@ def test_batches_are_the_schedule_s_in_every_epoch(bert: Path, tmp_path: Path) -
     trainer.compute_loss = watched
     trainer.train()
     image_rows = trainer.train_dataset.pairs.image_rows
-    assert seen == [image_rows[trainer.sampler.schedule.rows(step)[1]].tolist() for step in range(14)]
+    assert seen == [image_rows[trainer.sampler.schedule.rows(step)[1]].tolist() for step in range(len(seen))]
+    assert len(seen) >= 14
 
 
 def test_same_seed_same_curve_and_another_seed_another(bert: Path, tmp_path: Path) -> None:
@@ -262,6 +274,30 @@ def test_a_half_written_checkpoint_is_passed_over(bert: Path, tmp_path: Path) ->
     assert losses(resumed) == losses(trainer)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": dataclasses.replace(KDMCSE, cross_modal_weight=0.5)}, "cross_modal_weight was 0.01, is 0.5"),
+        ({"per_device_train_batch_size": 4}, "batch_size was 8, is 4"),
+        ({"pair_every_n_steps": 3}, "pair_every_n_steps was 2, is 3"),
+        ({"seed": 7}, "seed was 42, is 7"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_not_resumed(changes: dict, message: str, bert: Path, tmp_path: Path) -> None:
+    make_trainer(tmp_path, bert, save_strategy="steps", save_steps=2).train()
+    other = make_trainer(tmp_path, bert, **changes)
+    with pytest.raises(ValueError, match=f"checkpoint-4 belongs to another run: .*{message}"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_a_nan_is_raised_even_where_nothing_logs_or_saves(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert, logging_steps=100)
+    with torch.no_grad():
+        trainer.model.pooler.dense.weight[0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match="At step 1 the text_loss"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("term", ["text_loss", "image_loss"])
 def test_a_nan_stops_the_run_names_step_and_term_and_keeps_the_last_good_checkpoint(
     term: str, bert: Path, tmp_path: Path
@@ -309,6 +345,7 @@ def test_a_trained_folder_opens_with_the_vectors_that_were_scored(bert: Path, tm
             "there are no pairs: give a teacher cache, or use the preset `simcse`",
         ),
         ({"per_device_train_batch_size": 1}, "A batch of one sentence has no negatives"),
+        ({"nan_feature": True}, "has image features that are NaN or infinite"),
         ({"per_device_train_batch_size": 64}, "pair set has 48 rows, fewer than one batch of 64"),
         ({"pair_every_n_steps": None, "num_text": 40}, r"text set \(40 rows\) is not twice the pair set \(48 rows\)"),
         (
