@@ -106,16 +106,11 @@ def test_killing_a_run_in_mid_epoch_costs_nothing_but_time(flags: list[str], tmp
     done = run("train_kdmcse.py", *flags, *settings, "--output_dir", str(tmp_path / "straight"))
     assert done.returncode == 0, done.stderr
 
-    killed = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "train_kdmcse.py"), *flags, *settings],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    for line in killed.stdout:  # one line a step: die in the middle between two checkpoints
-        if "'loss'" in line and (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").exists():
-            killed.kill()
-    killed.wait()
+    command = [sys.executable, str(EXAMPLES / "train_kdmcse.py"), *flags, *settings]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as killed:
+        for line in killed.stdout:  # one line a step: die in the middle between two checkpoints
+            if "'loss'" in line and (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").exists():
+                killed.kill()
     assert killed.returncode == -9
     done = run("train_kdmcse.py", *flags, *settings, "--resume_from_checkpoint", "true")
     assert done.returncode == 0, done.stderr
