@@ -86,7 +86,7 @@ def filter_quality(trainer: KDMCSETrainer, world: Path, batches: int = 200) -> t
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="if it is not empty, a numbered one beside it")
-    parser.add_argument("--max_steps", type=int, default=240)
+    parser.add_argument("--max_steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     wanted, number = args.output_dir, 1
