@@ -207,11 +207,19 @@ class KDMCSEModel(PreTrainedModel):
             )
         else:
             views = pooled.unflatten(0, (-1, num_views))
-            output = KDMCSEOutput(text_embeds=self.pooler(views))
-            output.image_embeds = self._project(self.image_projection, teacher_image_embeds, "image")
-            output.caption_embeds = self._project(self.caption_projection, teacher_text_embeds, "caption")
-            if self.grounding_head is not None and (output.image_embeds, output.caption_embeds) != (None, None):
-                output.grounded_embeds = self.grounding_head(views)
+            image_embeds = self._project(self.image_projection, teacher_image_embeds, "image")
+            caption_embeds = self._project(self.caption_projection, teacher_text_embeds, "caption")
+            grounded_embeds = None
+            if self.grounding_head is not None and (image_embeds is not None or caption_embeds is not None):
+                grounded_embeds = self.grounding_head(views)
+            # In one piece: a field set later is no key of a ModelOutput in the first releases of transformers 5, and
+            # mixed precision copies by key.
+            output = KDMCSEOutput(
+                text_embeds=self.pooler(views),
+                grounded_embeds=grounded_embeds,
+                image_embeds=image_embeds,
+                caption_embeds=caption_embeds,
+            )
         return output.to_tuple() if return_dict is False else output
 
     def _pool(self, last_hidden_state: Tensor, attention_mask: Tensor | None) -> Tensor:
