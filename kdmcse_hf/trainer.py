@@ -153,6 +153,8 @@ class KDMCSETrainer(Trainer):
             teacher_text=inputs.get("teacher_text_embeds"),
             image_ids=image_ids,
         )
+        if self.objective.terms and image_ids is not None and anchors.grounded is None:
+            raise RuntimeError("The model returned no grounded embeddings for a paired batch: its terms would be lost.")
         candidates, first_positive = anchors, 0
         if self.args.world_size > 1 and self.args.gather_across_devices:
             candidates = dataclasses.replace(anchors, text=anchors.text[:, -1:], grounded=None).map(gather_rows)
