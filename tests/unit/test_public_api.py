@@ -41,8 +41,8 @@ def test_the_command_answers_help_without_torch() -> None:
 import sys
 sys.path.insert(0, {path!r})
 from importlib.util import spec_from_file_location, module_from_spec
-spec = spec_from_file_location("kdmcse_cli", {file!r})
-cli = module_from_spec(spec)
+spec = spec_from_file_location("kdmcse_cli", {file!r}, submodule_search_locations=[{folder!r}])
+cli = sys.modules["kdmcse_cli"] = module_from_spec(spec)
 spec.loader.exec_module(cli)
 try:
     cli.main(["--help"])
@@ -50,8 +50,9 @@ except SystemExit as error:
     assert error.code == 0
 assert not {{"torch", "transformers", "kdmcse_hf"}} & set(sys.modules)
 """
+    folder = ROOT / "kdmcse_hf" / "cli"
     assert "import-features" in run(
-        program.format(path=str(ROOT), file=str(ROOT / "kdmcse_hf" / "cli" / "__init__.py"))
+        program.format(path=str(ROOT), file=str(folder / "__init__.py"), folder=str(folder))
     )
 
 
