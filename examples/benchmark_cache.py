@@ -19,7 +19,8 @@ import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
-from kdmcse_hf.teacher_cache import TeacherCache, write_cache
+from kdmcse_hf.cache_writer import write_cache
+from kdmcse_hf.teacher_cache import TeacherCache
 
 BATCHES, BATCH = 100, 64
 

@@ -67,7 +67,7 @@ def filter_quality(trainer: KDMCSETrainer, world: Path, batches: int = 200) -> t
     if threshold is None:
         return None
     truth = load_truth(world)
-    pairs = trainer.train_dataset.pairs
+    pairs = trainer.train_dataset.pairs.teacher
     rng = np.random.default_rng(0)
     positives = torch.arange(BATCH)
     hits = filtered = noisy = 0

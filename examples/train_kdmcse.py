@@ -19,8 +19,9 @@ from transformers import set_seed
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
 from kdmcse_hf.arguments import parse_arguments
 from kdmcse_hf.checkpoint import last_complete_checkpoint
-from kdmcse_hf.data import CaptionPairs, ImageAssignment, TrainingData, read_sentences, tokenize
+from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
 from kdmcse_hf.sts import load_sts
+from kdmcse_hf.teacher_pairs import ImageAssignment, TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
 
 
@@ -68,24 +69,23 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
         elif data_args.text_file:
             text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
         if data_args.teacher_cache:
-            pairs = CaptionPairs(
+            chosen = TeacherPairs(
                 TeacherCache(data_args.teacher_cache),
-                tokenizer,
-                max_length=model_args.max_seq_length,
                 captions_per_image=objective.captions_per_image,
                 max_pairs=data_args.max_pairs,
                 image_assignment=data_args.image_assignment,
                 seed=args.seed if args.data_seed is None else args.data_seed,
             )
+            pairs = CaptionPairs(chosen, tokenizer, max_length=model_args.max_seq_length)
     train_dataset = TrainingData(text, pairs, objective.needs)
     dev = load_sts(data_args.sts_dir, "STSB", "dev") if data_args.sts_dir else None
 
     # 2. Model: the encoder, and heads as wide as the teacher's features
     model = KDMCSEModel.from_encoder(
         model_args.model_name_or_path,
-        image_embed_dim=pairs.cache.image_features.width if pairs and objective.image_term else None,
-        caption_embed_dim=pairs.cache.caption_features.width
-        if pairs and objective.caption_term and pairs.cache.caption_features
+        image_embed_dim=pairs.teacher.cache.image_features.width if pairs and objective.image_term else None,
+        caption_embed_dim=pairs.teacher.cache.caption_features.width
+        if pairs and objective.caption_term and pairs.teacher.cache.caption_features
         else None,
         projection_dim=model_args.projection_dim,
         normalize_teacher_embeds=model_args.normalize_teacher_embeds,

@@ -18,6 +18,7 @@ _LAZY = {
     "PRESETS": "objective",
     "SentenceEncoder": "embedding",
     "TeacherCache": "teacher_cache",
+    "TeacherPairs": "teacher_pairs",
     "evaluate_sts": "sts",
 }
 
@@ -31,6 +32,7 @@ __all__ = [
     "PRESETS",
     "SentenceEncoder",
     "TeacherCache",
+    "TeacherPairs",
     "evaluate_sts",
 ]
 

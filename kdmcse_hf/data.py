@@ -1,23 +1,18 @@
 """Training data: tokenised sentences and captions, and the features that belong to the captions."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from datasets.fingerprint import Hasher
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from kdmcse_hf.objective import PairEmbeddings
-from kdmcse_hf.teacher_cache import TeacherCache
-
-ImageAssignment = Literal["paired", "shuffled", "random"]
+from kdmcse_hf.teacher_pairs import TeacherPairs
 
 
 def read_sentences(path: str | Path) -> datasets.Dataset:
@@ -80,95 +75,22 @@ def tokenize(
 
 
 class CaptionPairs:
-    """The captions of a teacher cache that are training pairs, tokenised, each with an image row.
+    """Training pairs with their captions tokenised.
 
     Args:
-        cache: an open teacher cache.
+        teacher: which captions, and what the teacher said of them.
         tokenizer, max_length: of the student.
-        captions_per_image: `"all"` captions, or `"one"` drawn at random (MCSE).
-        max_pairs: keep that many pairs, drawn at random.
-        image_assignment: `"paired"` as the cache has it; as controls, `"shuffled"` (the images change places, so the
-            captions of one image still share one) or `"random"` (every caption draws its own image).
-        seed: of every draw.
-
-    Raises:
-        ValueError: an unknown choice, or more pairs asked for than there are.
     """
 
-    def __init__(
-        self,
-        cache: TeacherCache,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_length: int = 32,
-        captions_per_image: Literal["one", "all"] = "all",
-        max_pairs: int | None = None,
-        image_assignment: ImageAssignment = "paired",
-        seed: int = 0,
-    ) -> None:
-        for name, value, choices in (
-            ("captions_per_image", captions_per_image, ("one", "all")),
-            ("image_assignment", image_assignment, get_args(ImageAssignment)),
-        ):
-            if value not in choices:
-                raise ValueError(f"`{name}` is {value!r}: expected one of {', '.join(choices)}.")
-        self.cache = cache
-        self.captions_per_image = captions_per_image
-        rng = np.random.default_rng((seed, 3))
-        rows = np.arange(len(cache.captions), dtype=np.int64)
-        image_rows = cache.captions.with_format("numpy")["image_row"][:].astype(np.int64)
-        if captions_per_image == "one":
-            shuffled = rng.permutation(rows)
-            _, first = np.unique(image_rows[shuffled], return_index=True)
-            rows = np.sort(shuffled[first])
-        if max_pairs is not None:
-            if not 1 <= max_pairs <= len(rows):
-                raise ValueError(f"`max_pairs` is {max_pairs:,}: expected 1 to {len(rows):,}, the number of pairs.")
-            rows = np.sort(rng.choice(rows, size=max_pairs, replace=False))
-        num_images = len(cache.images)
-        if image_assignment == "shuffled":
-            image_rows = rng.permutation(num_images)[image_rows]
-        elif image_assignment == "random":
-            image_rows = rng.integers(num_images, size=len(image_rows))
-        self.caption_rows: NDArray[np.int64] = rows
-        self.image_rows: NDArray[np.int64] = image_rows[rows]
-        captions = cache.captions if len(rows) == len(cache.captions) else cache.captions.select(rows)
+    def __init__(self, teacher: TeacherPairs, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 32) -> None:
+        self.teacher = teacher
+        captions = teacher.cache.captions
+        if len(teacher) != len(captions):
+            captions = captions.select(teacher.caption_rows)
         self.input_ids = tokenize(captions, "caption", tokenizer, max_length)
 
     def __len__(self) -> int:
-        return len(self.caption_rows)
-
-    def features(self, pairs: Sequence[int] | NDArray[np.int64], needs: frozenset[str]) -> dict[str, NDArray[Any]]:
-        """The teacher's features of the given pairs, (len(pairs), D) each, and their image ids.
-
-        Args:
-            needs: `"image"` and `"text"`, as [`Objective.needs`].
-        """
-        batch: dict[str, NDArray[Any]] = {"image_ids": self.image_rows[pairs]}
-        if "image" in needs:
-            batch["teacher_image_embeds"] = self.cache.image_features.rows(batch["image_ids"])
-        if "text" in needs:
-            if self.cache.caption_features is None:
-                raise ValueError(
-                    f"{self.cache.folder} has image features only, but the objective also needs the teacher's caption "
-                    "features. Use a dual encoder's cache, or the preset `mcse`, which needs images alone."
-                )
-            batch["teacher_text_embeds"] = self.cache.caption_features.rows(self.caption_rows[pairs])
-        return batch
-
-    def embeddings(self, pairs: Sequence[int] | NDArray[np.int64], needs: frozenset[str]) -> PairEmbeddings:
-        """The teacher's side of the given pairs, as the objective sees them."""
-        batch = {name: torch.from_numpy(array) for name, array in self.features(pairs, needs).items()}
-        return PairEmbeddings(
-            text=torch.empty(len(pairs), 0),
-            teacher_image=batch.get("teacher_image_embeds"),
-            teacher_text=batch.get("teacher_text_embeds"),
-            image_ids=batch["image_ids"],
-        )
-
-    def sample(self, size: int, needs: frozenset[str], seed: int = 0) -> PairEmbeddings:
-        """The teacher's side of `size` random pairs (of all, if fewer), to calibrate thresholds on."""
-        return self.embeddings(np.random.default_rng((seed, 4)).permutation(len(self))[:size], needs)
+        return len(self.teacher)
 
 
 class TrainingData(Dataset[dict[str, Any]]):
@@ -200,7 +122,7 @@ class TrainingData(Dataset[dict[str, Any]]):
             return [{"input_ids": ids} for ids in self.text[indices]["input_ids"]]
         assert self.pairs is not None
         pairs = np.asarray(indices) - self.num_text
-        features = self.pairs.features(pairs, self.needs)
+        features = self.pairs.teacher.features(pairs, self.needs)
         input_ids = self.pairs.input_ids[pairs]["input_ids"]
         return [
             {"input_ids": ids, **{name: array[row] for name, array in features.items()}}

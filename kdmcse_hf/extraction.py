@@ -12,8 +12,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from kdmcse_hf.cache_writer import fingerprint, write_cache
 from kdmcse_hf.caption_table import read_caption_table
-from kdmcse_hf.teacher_cache import TeacherCache, fingerprint, write_cache
+from kdmcse_hf.teacher_cache import TeacherCache
 
 
 def extract_features(

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from kdmcse_hf.cache_writer import fingerprint, write_cache
 from kdmcse_hf.caption_table import read_caption_table, read_split
-from kdmcse_hf.teacher_cache import CacheError, TeacherCache, fingerprint, write_cache
+from kdmcse_hf.feature_shard import CacheError
+from kdmcse_hf.teacher_cache import TeacherCache
 
 _CHUNK = 16384
 

@@ -273,12 +273,12 @@ def _checked(
             )
     if data.pairs is None or not objective.terms:
         return objective, []
-    if data.pairs.captions_per_image != objective.captions_per_image:
+    teacher, cache = data.pairs.teacher, data.pairs.teacher.cache
+    if teacher.captions_per_image != objective.captions_per_image:
         raise ValueError(
             f"The objective takes {objective.captions_per_image} caption(s) of an image, the pairs hold "
-            f"{data.pairs.captions_per_image}: make them with `captions_per_image={objective.captions_per_image!r}`."
+            f"{teacher.captions_per_image}: make them with `captions_per_image={objective.captions_per_image!r}`."
         )
-    cache = data.pairs.cache
     for term, store in (("image", cache.image_features), ("caption", cache.caption_features)):
         width, expected = getattr(store, "width", None), getattr(model.config, f"{term}_embed_dim")
         if getattr(objective, f"{term}_term") and width != expected:
@@ -286,7 +286,7 @@ def _checked(
                 f"{cache.folder} has {term} features of width {width}, but the model's `{term}_embed_dim` is "
                 f"{expected}: build the model with `{term}_embed_dim={width}`."
             )
-    sample = data.pairs.sample(CALIBRATION_PAIRS, data.needs, args.seed)
+    sample = teacher.sample(CALIBRATION_PAIRS, data.needs, args.seed)
     for kind, features in (("image", sample.teacher_image), ("caption", sample.teacher_text)):
         if features is not None and not features.isfinite().all():
             raise ValueError(

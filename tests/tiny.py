@@ -13,7 +13,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from kdmcse_hf.teacher_cache import TeacherCache, write_cache
+from kdmcse_hf.cache_writer import write_cache
+from kdmcse_hf.teacher_cache import TeacherCache
 
 WORDS = "a the cat dog bird man woman red blue green runs sits jumps on under over mat grass house sky".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

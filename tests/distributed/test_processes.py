@@ -15,6 +15,7 @@ from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
 from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher_pairs import TeacherPairs
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +65,7 @@ def test_gathered_gradients_are_those_of_one_process_with_the_whole_batch(world:
 def train(encoder: str, cache: str, output_dir: str, batch_size: int, gather: bool = True) -> dict:
     tokenizer = make_tokenizer()
     text = tokenize(Dataset.from_dict({"text": make_sentences(200, seed=9)}), "text", tokenizer, 32)
-    data = TrainingData(text, CaptionPairs(TeacherCache(cache), tokenizer), KDMCSE.needs)
+    data = TrainingData(text, CaptionPairs(TeacherPairs(TeacherCache(cache)), tokenizer), KDMCSE.needs)
     torch.manual_seed(0)
     model = KDMCSEModel.from_encoder(encoder, image_embed_dim=12, caption_embed_dim=12, projection_dim=8)
     for module in model.modules():

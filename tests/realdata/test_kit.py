@@ -10,11 +10,11 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from kdmcse_hf.calibration import calibrate
-from kdmcse_hf.data import CaptionPairs
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.feature_import import import_features
 from kdmcse_hf.objective import PRESETS
 from kdmcse_hf.sts import evaluate_sts, load_sts
+from kdmcse_hf.teacher_pairs import TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
 
 pytestmark = [
@@ -69,7 +69,7 @@ def test_stored_features_import_row_for_row_and_the_filter_works_on_them(kit: Pa
     for row in (0, 17, 5999):
         expected = stored[names.index(cache.images[row]["image"])]
         np.testing.assert_array_equal(cache.image_features.rows([row])[0], expected)
-    pairs = CaptionPairs(cache, load_tokenizer(kit / "student"))
+    pairs = TeacherPairs(cache)
     _, reports = calibrate(PRESETS["kdmcse"], pairs.sample(2048, PRESETS["kdmcse"].needs))
     assert [report.term for report in reports] == ["image", "caption"]
     assert all(1e-5 < report.filter_rate < 0.05 for report in reports)

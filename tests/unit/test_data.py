@@ -8,6 +8,7 @@ from tiny import make_cache, make_sentences, make_tokenizer
 
 from kdmcse_hf.data import CaptionPairs, ContrastiveCollator, TrainingData, read_sentences, tokenize
 from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher_pairs import TeacherPairs
 
 BOTH = frozenset({"image", "text"})
 
@@ -52,7 +53,7 @@ def test_a_wrong_column_is_refused_with_those_there_are() -> None:
 
 
 def test_one_caption_an_image_is_one_and_differs_by_seed(cache: TeacherCache) -> None:
-    picks = [CaptionPairs(cache, make_tokenizer(), captions_per_image="one", seed=seed) for seed in (0, 1)]
+    picks = [TeacherPairs(cache, captions_per_image="one", seed=seed) for seed in (0, 1)]
     for pairs in picks:
         assert sorted(pairs.image_rows.tolist()) == list(range(24))
         np.testing.assert_array_equal(pairs.image_rows, pairs.caption_rows // 2)
@@ -60,11 +61,11 @@ def test_one_caption_an_image_is_one_and_differs_by_seed(cache: TeacherCache) ->
 
 
 def test_a_number_of_pairs_is_that_number_drawn_from_all(cache: TeacherCache) -> None:
-    pairs = CaptionPairs(cache, make_tokenizer(), max_pairs=10, seed=0)
+    pairs = TeacherPairs(cache, max_pairs=10, seed=0)
     assert len(set(pairs.caption_rows.tolist())) == 10
     assert max(pairs.caption_rows) > 20
     with pytest.raises(ValueError, match="`max_pairs` is 100: expected 1 to 48"):
-        CaptionPairs(cache, make_tokenizer(), max_pairs=100)
+        TeacherPairs(cache, max_pairs=100)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +78,12 @@ def test_a_number_of_pairs_is_that_number_drawn_from_all(cache: TeacherCache) ->
 )
 def test_an_unknown_choice_is_refused_rather_than_ignored(choice: dict, message: str, cache: TeacherCache) -> None:
     with pytest.raises(ValueError, match=message):
-        CaptionPairs(cache, make_tokenizer(), **choice)
+        TeacherPairs(cache, **choice)
 
 
 def test_tokenising_writes_nothing_into_the_teacher_cache(cache: TeacherCache) -> None:
     before = sorted(cache.folder.iterdir())
-    CaptionPairs(cache, make_tokenizer(), captions_per_image="one")
+    CaptionPairs(TeacherPairs(cache, captions_per_image="one"), make_tokenizer())
     assert sorted(cache.folder.iterdir()) == before
 
 
@@ -103,11 +104,11 @@ def test_several_processes_tokenise_as_one() -> None:
 
 
 def test_shuffled_images_stay_with_their_captions_and_random_ones_do_not(cache: TeacherCache) -> None:
-    shuffled = CaptionPairs(cache, make_tokenizer(), image_assignment="shuffled").image_rows.reshape(24, 2)
+    shuffled = TeacherPairs(cache, image_assignment="shuffled").image_rows.reshape(24, 2)
     np.testing.assert_array_equal(shuffled[:, 0], shuffled[:, 1])
     assert sorted(shuffled[:, 0].tolist()) == list(range(24))
     assert (shuffled[:, 0] != np.arange(24)).mean() > 0.5
-    random = CaptionPairs(cache, make_tokenizer(), image_assignment="random").image_rows.reshape(24, 2)
+    random = TeacherPairs(cache, image_assignment="random").image_rows.reshape(24, 2)
     assert (random[:, 0] != random[:, 1]).mean() > 0.5
 
 
@@ -116,12 +117,12 @@ def test_a_paired_batch_carries_each_caption_s_own_tokens_and_features(
     captions_per_image: str, cache: TeacherCache
 ) -> None:
     tokenizer = make_tokenizer()
-    pairs = CaptionPairs(cache, tokenizer, captions_per_image=captions_per_image)
+    pairs = CaptionPairs(TeacherPairs(cache, captions_per_image=captions_per_image), tokenizer)
     data = TrainingData(text_dataset(), pairs, BOTH)
     indices = [30 + 5, 30 + 0, 30 + 11]
     batch = ContrastiveCollator(tokenizer)(data.__getitems__(indices))
     for place, index in enumerate(indices):
-        caption_row = pairs.caption_rows[index - 30]
+        caption_row = pairs.teacher.caption_rows[index - 30]
         caption = cache.captions[int(caption_row)]
         tokens = batch["input_ids"][place][batch["attention_mask"][place].bool()]
         assert tokens.tolist() == tokenizer(caption["caption"])["input_ids"]
@@ -141,7 +142,7 @@ def test_a_batch_is_padded_to_its_own_longest() -> None:
 
 
 def test_only_needed_features_are_read(cache: TeacherCache) -> None:
-    pairs = CaptionPairs(cache, make_tokenizer())
+    pairs = CaptionPairs(TeacherPairs(cache), make_tokenizer())
     assert set(TrainingData(None, pairs, frozenset({"image"}))[0]) == {
         "input_ids",
         "image_ids",
@@ -151,6 +152,6 @@ def test_only_needed_features_are_read(cache: TeacherCache) -> None:
 
 
 def test_an_image_only_cache_is_refused_for_kdmcse_with_the_way_out(tmp_path: Path) -> None:
-    pairs = CaptionPairs(make_cache(tmp_path, text=False), make_tokenizer())
+    pairs = TeacherPairs(make_cache(tmp_path, text=False))
     with pytest.raises(ValueError, match="image features only.*preset `mcse`"):
         pairs.sample(10, BOTH)

@@ -8,8 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 from tiny import make_cache
 
+from kdmcse_hf.cache_writer import write_cache
 from kdmcse_hf.feature_import import import_features
-from kdmcse_hf.teacher_cache import MANIFEST, CacheError, TeacherCache, write_cache
+from kdmcse_hf.feature_shard import CacheError
+from kdmcse_hf.teacher_cache import MANIFEST, TeacherCache
 
 
 def arguments(**changes: object) -> dict:
@@ -126,7 +128,7 @@ def test_a_shard_that_contradicts_the_manifest_is_refused(tmp_path: Path) -> Non
     manifest = json.loads(path.read_text())
     manifest["image_features"]["width"] = 13
     path.write_text(json.dumps(manifest))
-    with pytest.raises(CacheError, match=r"shape \(16, 12\).*manifest says \(16, 13\)"):
+    with pytest.raises(CacheError, match=r"shape \(16, 12\) where the manifest says \(16, 13\)"):
         TeacherCache(tmp_path)
 
 

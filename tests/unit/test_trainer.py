@@ -15,6 +15,7 @@ from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.objective import PRESETS, Objective
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher_pairs import TeacherPairs
 from kdmcse_hf.trainer import NonFiniteError
 
 LOOSE = {"image_threshold": "rate:0.05", "caption_threshold": "rate:0.05"}
@@ -44,7 +45,9 @@ def make_trainer(
     sentences = Dataset.from_dict({"text": make_sentences(num_text, seed=9)})
     data = TrainingData(
         tokenize(sentences, "text", tokenizer, 32) if num_text else None,
-        CaptionPairs(cache, tokenizer, captions_per_image=objective.captions_per_image) if cache else None,
+        CaptionPairs(TeacherPairs(cache, captions_per_image=objective.captions_per_image), tokenizer)
+        if cache
+        else None,
         objective.needs,
     )
     torch.manual_seed(0)
@@ -198,7 +201,7 @@ def test_batches_are_the_schedule_s_in_every_epoch(accumulation: int, updates: i
 
     trainer.compute_loss = watched
     trainer.train()
-    image_rows = trainer.train_dataset.pairs.image_rows
+    image_rows = trainer.train_dataset.pairs.teacher.image_rows
     assert seen == [image_rows[trainer.sampler.schedule.rows(step)[1]].tolist() for step in range(len(seen))]
     assert len(seen) >= 14
 
