@@ -1,9 +1,8 @@
 """Which rows make batch number n: a pure function of the seed and n, the same on every process."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,10 @@ class Schedule:
         batch_size: rows of a global batch, over all processes.
         pair_every_n_steps: see above; no effect where a set is empty.
         seed: of every permutation.
+        image_of_pair: (num_pairs,) the image of each pair; where given, no batch holds two pairs of one image.
+
+    Raises:
+        ValueError: sizes that make no batch, or an image with more pairs than there are batches.
     """
 
     num_text: int
@@ -33,6 +36,10 @@ class Schedule:
     batch_size: int
     pair_every_n_steps: int | None
     seed: int
+    image_of_pair: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    _orders: dict[tuple[str, int], NDArray[np.int64]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for name, rows in (("text", self.num_text), ("pair", self.num_pairs)):
@@ -48,6 +55,14 @@ class Schedule:
                 f"`pair_every_n_steps` is {self.pair_every_n_steps}: expected at least 2, so that text batches occur "
                 "at all. For captions only, give no text set."
             )
+        if self.image_of_pair is not None:
+            self._order("pair", 0)  # finds out whether there is one
+
+    def describe(self) -> dict[str, Any]:
+        """What makes two schedules the same."""
+        names = ("num_text", "num_pairs", "batch_size", "pair_every_n_steps", "seed")
+        described: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return {**described, "avoid_same_image": self.image_of_pair is not None}
 
     @property
     def text_batches(self) -> int:
@@ -78,7 +93,7 @@ class Schedule:
         ordinal = self._batches_before(step, kind)
         per_pass = self.text_batches if kind == "text" else self.pair_batches
         number, position = divmod(ordinal, per_pass)
-        order = _permutation(self.num_text if kind == "text" else self.num_pairs, self.seed, kind, number)
+        order = self._order(kind, number)
         return kind, order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def _batches_before(self, step: int, kind: Kind) -> int:
@@ -93,16 +108,49 @@ class Schedule:
         return pairs if kind == "pair" else step - pairs
 
     def _pair_positions(self, epoch: int) -> NDArray[np.bool_]:
-        return _permutation(self.steps_per_epoch, self.seed, "kinds", epoch) < self.pair_batches
+        return self._order("kinds", epoch) < self.pair_batches
+
+    def _order(self, stream: str, number: int) -> NDArray[np.int64]:
+        """The `number`-th permutation of a stream: independent of which ones were asked for before."""
+        if (stream, number) not in self._orders:
+            size = {"text": self.num_text, "pair": self.num_pairs, "kinds": self.steps_per_epoch}[stream]
+            rng = np.random.default_rng((self.seed, _STREAMS[stream], number))
+            order = rng.permutation(size)
+            if stream == "pair" and self.image_of_pair is not None:
+                order = _keep_images_apart(order, self.image_of_pair, self.batch_size, rng)
+            while len(self._orders) >= 6:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[stream, number] = order
+        return self._orders[stream, number]
 
 
 _STREAMS = {"text": 0, "pair": 1, "kinds": 2}
+_MAX_ROUNDS = 1000
 
 
-@lru_cache(maxsize=6)
-def _permutation(size: int, seed: int, stream: str, number: int) -> NDArray[np.int64]:
-    """The `number`-th permutation of a stream: independent of which ones were asked for before."""
-    return np.random.default_rng((seed, _STREAMS[stream], number)).permutation(size)
+def _keep_images_apart(
+    order: NDArray[np.int64], image_of_pair: NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """`order`, with pairs that meet one of their own image in a batch put in the place of others at random."""
+    full = len(order) // batch_size * batch_size
+    places = np.arange(len(order))
+    # Behind the last full batch nobody meets: each place there is a batch of its own.
+    batch_of_place = np.where(places < full, places // batch_size, places)
+    _, image_of_pair = np.unique(image_of_pair, return_inverse=True)
+    for _ in range(_MAX_ROUNDS):
+        key = batch_of_place * (image_of_pair.max() + 1) + image_of_pair[order]
+        by_key = np.argsort(key, kind="stable")
+        again = by_key[1:][np.diff(key[by_key]) == 0]
+        if not len(again):
+            return order
+        for place, other in zip(again, rng.integers(len(order), size=len(again)), strict=True):
+            order[[place, other]] = order[[other, place]]
+    most = np.bincount(image_of_pair).max()
+    raise ValueError(
+        f"No order was found in which batches of {batch_size} hold an image once: the {len(order):,} pairs have "
+        f"{image_of_pair.max() + 1:,} images, one of them {most:,} times, in {full // batch_size:,} batches. Use "
+        "smaller batches, more images, or `captions_per_image=one`."
+    )
 
 
 def derive_interval(num_text: int, num_pairs: int, batch_size: int) -> int:

@@ -211,7 +211,7 @@ class KDMCSETrainer(Trainer):
     def _description(self) -> dict[str, Any]:
         return {
             "objective": dataclasses.asdict(self.objective),
-            "schedule": dataclasses.asdict(self.sampler.schedule),
+            "schedule": self.sampler.schedule.describe(),
             "filters": [dataclasses.asdict(report) for report in self.filter_reports],
         }
 
@@ -248,7 +248,12 @@ def _schedule(args: KDMCSETrainingArguments, data: TrainingData) -> Schedule:
     if args.schedule == "interval" and interval is None and data.num_text and data.num_pairs:
         interval = derive_interval(data.num_text, data.num_pairs, batch_size)
     return Schedule(
-        data.num_text, data.num_pairs, batch_size, interval, args.seed if args.data_seed is None else args.data_seed
+        data.num_text,
+        data.num_pairs,
+        batch_size,
+        interval,
+        args.seed if args.data_seed is None else args.data_seed,
+        image_of_pair=data.pairs.teacher.image_rows if data.pairs and args.avoid_same_image else None,
     )
 
 

@@ -22,6 +22,9 @@ class KDMCSETrainingArguments(TrainingArguments):
     pair_every_n_steps: int | None = field(
         default=None, metadata={"help": "The interval; by default derived from the sizes of the two sets."}
     )
+    avoid_same_image: bool = field(
+        default=False, metadata={"help": "Make batches in which no two captions are of one image."}
+    )
     gather_across_devices: bool = field(
         default=True, metadata={"help": "Use the rows of all processes as negatives, with gradients."}
     )

@@ -108,3 +108,36 @@ def test_less_text_than_pairs_is_refused_with_the_ways_out() -> None:
 def test_impossible_schedules_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Schedule(*arguments, seed=0)
+
+
+def repeated_images(schedule: Schedule, images: np.ndarray, steps: int) -> int:
+    batches = [images[schedule.rows(step)[1]] for step in range(steps)]
+    return sum(len(batch) - len(set(batch.tolist())) for batch in batches)
+
+
+@pytest.mark.parametrize(("num_images", "captions", "batch_size"), [(2000, 5, 64), (60, 5, 16), (40, 1, 40)])
+def test_no_batch_holds_an_image_twice_where_that_is_asked_for(num_images: int, captions: int, batch_size: int) -> None:
+    images = np.repeat(np.arange(num_images), captions)
+    plain, apart = (Schedule(0, len(images), batch_size, None, seed=0, image_of_pair=given) for given in (None, images))
+    steps = 3 * apart.steps_per_epoch
+    assert repeated_images(apart, images, steps) == 0
+    if captions > 1:  # 64 captions of 2,000 images: a batch has a pair of one image in 100 * 64 * 63 / 2 * 4 / 9,999 %
+        expected = steps * batch_size * (batch_size - 1) / 2 * (captions - 1) / (len(images) - 1)
+        assert repeated_images(plain, images, steps) == pytest.approx(expected, rel=0.35)
+
+
+def test_keeping_images_apart_moves_only_a_few_rows_and_loses_none() -> None:
+    images = np.repeat(np.arange(2000), 5)
+    plain, apart = (Schedule(0, 10_000, 64, None, seed=0, image_of_pair=given) for given in (None, images))
+    before, after = (
+        np.concatenate([schedule.rows(step)[1] for step in range(schedule.steps_per_epoch)])
+        for schedule in (plain, apart)
+    )
+    assert len(set(after.tolist())) == len(after)
+    assert 0.9 < (before == after).mean() < 1
+
+
+def test_an_image_with_more_captions_than_batches_is_refused() -> None:
+    images = np.array([0] * 7 + list(range(1, 24)))
+    with pytest.raises(ValueError, match="24 images, one of them 7 times, in 6 batches. Use smaller batches"):
+        Schedule(0, 30, 5, None, seed=0, image_of_pair=images)

@@ -206,6 +206,15 @@ def test_batches_are_the_schedule_s_in_every_epoch(accumulation: int, updates: i
     assert len(seen) >= 14
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_captions_of_one_image_meet_in_a_batch_unless_the_sampler_keeps_them_apart(
+    apart: bool, bert: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, bert, num_text=0, avoid_same_image=apart)
+    batches = [batch["image_ids"].tolist() for _ in range(3) for batch in trainer.get_train_dataloader()]
+    assert (sum(len(batch) - len(set(batch)) for batch in batches) == 0) is apart
+
+
 def test_same_seed_same_curve_and_another_seed_another(bert: Path, tmp_path: Path) -> None:
     curves = []
     for seed in (1, 1, 2):
