@@ -1,6 +1,7 @@
-"""Memory of a large teacher cache: open it and draw 100 batches, against loading its features whole.
+"""Memory and time of a large teacher cache: open it, and draw 100 batches, against loading its features whole.
 
     python examples/benchmark_cache.py
+    python examples/benchmark_cache.py --captions 10000000 --width 16 --rows_per_shard 4096    # opening ten million
 
 Each contender runs in a process of its own, on the same cache and the same rows; what it prints is the growth of that
 process's resident memory.
@@ -19,13 +20,14 @@ import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
-from kdmcse_hf.cache_writer import write_cache
+from kdmcse_hf.cache_writer import ROWS_PER_SHARD, write_cache
 from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher_pairs import TeacherPairs
 
 BATCHES, BATCH = 100, 64
 
 
-def write(folder: Path, captions: int, width: int) -> None:
+def write(folder: Path, captions: int, width: int, rows_per_shard: int) -> None:
     rng = np.random.default_rng(0)
 
     def rows(count: int) -> Iterator[np.ndarray[Any, Any]]:
@@ -42,19 +44,22 @@ def write(folder: Path, captions: int, width: int) -> None:
         caption_features=rows(captions),
         teacher={"name": "random"},
         source={},
+        rows_per_shard=rows_per_shard,
     )
+
+
+def open_only(folder: Path, order: np.ndarray[Any, Any]) -> tuple[int, Any]:
+    return 0, TeacherCache(folder)
 
 
 def draw_from_cache(folder: Path, order: np.ndarray[Any, Any]) -> tuple[int, Any]:
     """Bytes of the rows drawn, and what has to stay open to draw more."""
-    cache = TeacherCache(folder)
+    pairs = TeacherPairs(TeacherCache(folder))
     touched = 0
     for batch in order:
-        images = cache.captions[batch]["image_row"]
-        touched += cache.image_features.rows(images).nbytes
-        assert cache.caption_features is not None
-        touched += cache.caption_features.rows(batch).nbytes
-    return touched, cache
+        features = pairs.features(batch, frozenset({"image", "text"}))
+        touched += features["teacher_image_embeds"].nbytes + features["teacher_text_embeds"].nbytes
+    return touched, pairs
 
 
 def draw_from_memory(folder: Path, order: np.ndarray[Any, Any]) -> tuple[int, Any]:
@@ -78,14 +83,20 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=150_000)
     parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--rows_per_shard", type=int, default=ROWS_PER_SHARD)
     args = parser.parse_args(argv)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "cache"
-        write(folder, args.captions, args.width)
+        write(folder, args.captions, args.width, args.rows_per_shard)
         order = np.random.default_rng(1).choice(args.captions, size=(BATCHES, BATCH), replace=False)
         growth = {}
-        for name, draw in (("teacher cache", draw_from_cache), ("features in memory", draw_from_memory)):
+        contenders = {
+            "opening": open_only,
+            "teacher cache": draw_from_cache,
+            "features in memory": draw_from_memory,
+        }
+        for name, draw in contenders.items():
             results: Any = context.Queue()
             child = context.Process(target=measure, args=(draw, folder, order, results))
             child.start()

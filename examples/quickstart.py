@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from train_kdmcse import main as train
-from transformers import AutoModel, AutoTokenizer, CLIPModel, CLIPProcessor
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from kdmcse_hf import KDMCSETrainer, SentenceEncoder
+from kdmcse_hf.captioned_pictures import CaptionedPictures
 from kdmcse_hf.extraction import extract_features
 from kdmcse_hf.losses import noisy_negatives
 from kdmcse_hf.objective import teacher_similarity
 from kdmcse_hf.sts import load_sts, score_pairs
+from kdmcse_hf.teacher import Teacher
 from kdmcse_hf.world import load_truth, write_student, write_world
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
 
@@ -32,13 +34,8 @@ def make_world(folder: Path, seed: int) -> None:
     """Sentences, pictures with captions, sentence pairs; an untrained student; what a small CLIP says of it all."""
     write_world(folder, num_images=2000, num_sentences=20000, seed=seed)
     write_student(folder / "student", seed=seed)
-    extract_features(
-        folder / "cache",
-        image_folder=folder / "images",
-        captions_file=folder / "captions.csv",
-        model=CLIPModel.from_pretrained(TEACHER_FOLDER).eval(),
-        processor=CLIPProcessor.from_pretrained(TEACHER_FOLDER),
-    )
+    captioned = CaptionedPictures.from_files(folder / "captions.csv", folder / "images")
+    extract_features(folder / "cache", captioned, Teacher.from_pretrained(TEACHER_FOLDER))
 
 
 def train_preset(preset: str, world: Path, output_dir: Path, steps: int, seed: int) -> tuple[KDMCSETrainer, float]:

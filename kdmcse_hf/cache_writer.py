@@ -19,7 +19,7 @@ from kdmcse_hf import __version__
 from kdmcse_hf.feature_shard import CacheError, ShardHeader, publishing, read_shard_header, sha256, write_shard
 from kdmcse_hf.teacher_cache import FORMAT, FORMAT_VERSION, KINDS, MANIFEST, TeacherCache
 
-ROWS_PER_SHARD = 65536
+ROWS_PER_SHARD = 16384
 
 
 class FeatureWriter:
@@ -258,7 +258,8 @@ def versions() -> dict[str, str]:
 def _write_table(path: Path, columns: dict[str, pa.Array]) -> dict[str, Any]:
     table = pa.table(columns)
     with publishing(path) as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=10_000)
+        # Every chunk has a header, which opening the table reads.
+        writer.write_table(table, max_chunksize=1_000_000)
     return {**_describe(path), "rows": table.num_rows}
 
 

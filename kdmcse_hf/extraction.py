@@ -1,87 +1,242 @@
-"""Teacher features of pictures and captions: one pass of a frozen dual encoder."""
+"""One pass of the frozen teacher over pictures and captions into a teacher cache, on any number of processes.
 
-import json
+Rows are cut into shards beforehand, each process makes its share of them, and a shard is on disk whole or not at all:
+whoever dies, the next run makes the shards that are missing, and the bytes are the same.
+"""
+
+import datetime
+import os
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BaseImageProcessor
+from transformers.utils import logging
 
-from kdmcse_hf.cache_writer import fingerprint, write_cache
-from kdmcse_hf.caption_table import read_caption_table
+from kdmcse_hf.captioned_pictures import CaptionedPictures
+from kdmcse_hf.extraction_plan import ExtractionPlan, ExtractionSettings, Shard
+from kdmcse_hf.feature_shard import CacheError, write_shard
+from kdmcse_hf.pictures import PictureError
+from kdmcse_hf.teacher import Teacher, preprocess
 from kdmcse_hf.teacher_cache import TeacherCache
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class _Batch:
+    """What became of some rows of one shard."""
+
+    rows: Sequence[int]
+    """Rows of the cache."""
+    features: Tensor | None
+    """(n, D), of the rows that did not fail, in order; `None` if all failed."""
+    failed: dict[int, str]
+    """Rows that could not be read, and why."""
+    cut: list[int] = field(default_factory=list)
+    """Rows of captions that are longer than the teacher's context."""
 
 
 def extract_features(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
+    captioned: CaptionedPictures,
+    teacher: Teacher,
+    settings: ExtractionSettings | None = None,
     *,
-    image_folder: str | Path,
-    captions_file: str | Path,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    batch_size: int = 256,
+    append: bool = False,
 ) -> TeacherCache:
-    """Writes the teacher cache of a caption table and its pictures, and opens it.
+    """Writes the teacher cache of captioned pictures and opens it; goes on where a killed extraction stopped.
+
+    Under `accelerate launch` or `torchrun` every process calls it, on one machine or on several that share the disk.
 
     Args:
-        folder: the new cache.
-        image_folder: holds the pictures that the table names.
-        captions_file: table with columns `image` and `caption`.
-        model: a dual encoder with `get_image_features` and `get_text_features`, such as CLIP.
-        processor: the model's.
-        batch_size: pictures or captions a forward pass.
+        folder: the cache. A finished one of the same input and teacher is opened as it is.
+        captioned: pictures and captions.
+        teacher: captions are stored without features if it embeds pictures only.
+        settings: by default those of [`ExtractionSettings`].
+        append: add the pictures and captions that the finished cache in `folder` lacks; computes only those.
 
     Raises:
-        FileNotFoundError: a picture that the table names is missing.
+        CacheError: the folder holds a cache, finished or not, of another input or teacher (names the difference), or
+            the disk is full.
+        ValueError: with `on_error="stop"`, the first picture or caption that cannot be read.
     """
-    image_of_caption, captions = read_caption_table(captions_file)
-    names = list(dict.fromkeys(image_of_caption))
-    missing = [name for name in names if not (Path(image_folder) / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{captions_file} names {len(missing):,} pictures that {image_folder} lacks, such as {missing[0]!r}."
-        )
-    row_of = {name: row for row, name in enumerate(names)}
+    settings = settings or ExtractionSettings()
+    # A process may wait for the slowest one for as long as that takes.
+    state = PartialState(timeout=datetime.timedelta(days=7))
+    plan = ExtractionPlan(Path(folder), captioned, teacher, settings, append)
+    if state.is_main_process:
+        plan.begin()
+    if not plan.nothing_to_do:
+        missing = {kind: [shard for shard in plan.shards(kind) if not shard.path.exists()] for kind in plan.kinds}
+        state.wait_for_everyone()  # all have looked before anyone writes
+        teacher.model.to(state.device)
+        for kind, shards in missing.items():
+            if not shards:
+                continue
+            width = _width(kind, teacher)
+            _check_room(plan, sum(shard.rows for shard in shards) * width)
+            with torch.autocast(
+                state.device.type,
+                torch.float16 if settings.mixed_precision == "fp16" else torch.bfloat16,
+                enabled=settings.mixed_precision != "no",
+            ):
+                _write_shards(plan, kind, shards[state.process_index :: state.num_processes], width, teacher, state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            plan.finish()
+    state.wait_for_everyone()
+    return TeacherCache(folder)
 
-    def image_batches() -> Iterator[NDArray[Any]]:
-        for chunk in _chunks(names, batch_size, "Pictures"):
-            pictures = [Image.open(Path(image_folder) / name).convert("RGB") for name in chunk]
-            yield _embed(model, "get_image_features", processor(images=pictures, return_tensors="pt"))
 
-    def caption_batches() -> Iterator[NDArray[Any]]:
-        for chunk in _chunks(captions, batch_size, "Captions"):
-            inputs = processor(text=chunk, padding=True, truncation=True, return_tensors="pt")
-            yield _embed(model, "get_text_features", inputs)
+def _write_shards(
+    plan: ExtractionPlan, kind: str, shards: Sequence[Shard], width: int, teacher: Teacher, state: PartialState
+) -> None:
+    """Collects the batches, which fill one shard after the other, and writes each shard when it is full."""
+    batches = _picture_batches(plan, shards, teacher) if kind == "image" else _caption_batches(plan, shards, teacher)
+    share = f" (process {state.process_index + 1} of {state.num_processes})" if state.num_processes > 1 else ""
+    with tqdm(
+        total=sum(shard.rows for shard in shards),
+        desc=f"{kind.capitalize()}s{share}",
+        unit=f" {kind}s",
+        smoothing=0.05,
+        disable=not (plan.settings.progress and state.is_main_process),
+    ) as bar:
+        for shard in shards:
+            features = np.zeros((shard.rows, width), dtype=plan.settings.feature_dtype)
+            skipped: dict[int, str] = {}
+            cut: list[int] = []
+            done = 0
+            while done < shard.rows:
+                batch = next(batches)
+                if batch.features is not None:
+                    read = np.array([row for row in batch.rows if row not in batch.failed])
+                    values, overflown = _stored(batch.features, features.dtype)
+                    features[read - shard.first_row] = values
+                    for row in read[overflown]:
+                        batch.failed[int(row)] = f"{plan.name(kind, row)}: its features overflow {features.dtype}"
+                _report(plan, batch)
+                skipped |= batch.failed
+                cut += batch.cut
+                done += len(batch.rows)
+                bar.update(len(batch.rows))
+            write_shard(
+                shard.path,
+                features,
+                kind=kind,
+                first_row=shard.first_row,
+                teacher=plan.teacher_digest,
+                skipped=skipped,
+                cut=sorted(cut),
+            )
 
-    return write_cache(
-        folder,
-        images=names,
-        captions=captions,
-        image_rows=[row_of[name] for name in image_of_caption],
-        image_features=image_batches(),
-        caption_features=caption_batches(),
-        teacher={
-            "name": model.name_or_path,
-            "type": model.config.model_type,
-            "revision": getattr(model.config, "_commit_hash", None),
-            "processor": json.loads(processor.image_processor.to_json_string()),
-        },
-        source={"captions": fingerprint(captions_file)},
+
+def _picture_batches(plan: ExtractionPlan, shards: Sequence[Shard], teacher: Teacher) -> Iterator[_Batch]:
+    batches = [rows for shard in shards for rows in _chunks(shard.all_rows, plan.settings.batch_size)]
+    decoded = DataLoader(
+        _DecodedPictures(plan.new, plan.first_rows["image"], teacher.image_processor, batches),
+        batch_size=None,
+        num_workers=min(plan.settings.num_workers, len(batches)),
+        pin_memory=teacher.device.type == "cuda",
     )
+    for rows, (inputs, failed) in zip(batches, decoded, strict=True):
+        yield _Batch(rows, None if inputs is None else teacher.embed_pictures(inputs), failed)
 
 
-def _chunks(items: Sequence[str], size: int, label: str) -> Iterator[list[str]]:
-    for start in tqdm(range(0, len(items), size), desc=label, unit="batch"):
-        yield list(items[start : start + size])
+class _DecodedPictures(Dataset[tuple[dict[str, Tensor] | None, dict[int, str]]]):
+    """Each item is a batch, decoded and preprocessed by one worker, and the reasons of the rows it lacks."""
+
+    def __init__(
+        self,
+        captioned: CaptionedPictures,
+        first_row: int,
+        image_processor: BaseImageProcessor,
+        batches: Sequence[Sequence[int]],
+    ) -> None:
+        self.captioned, self.first_row = captioned, first_row
+        self.image_processor, self.batches = image_processor, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor] | None, dict[int, str]]:
+        pictures: list[Image.Image] = []
+        failed: dict[int, str] = {}
+        for row in self.batches[index]:
+            place = row - self.first_row
+            try:
+                if place in self.captioned.image_problems:
+                    raise PictureError(self.captioned.image_problems[place])
+                pictures.append(self.captioned.pictures.open(self.captioned.names[place]))
+            except PictureError as error:
+                failed[row] = str(error)
+        return preprocess(self.image_processor, pictures) if pictures else None, failed
 
 
-@torch.inference_mode()
-def _embed(model: PreTrainedModel, method: str, inputs: Any) -> NDArray[np.float16]:
-    output = getattr(model, method)(**inputs.to(model.device))
-    features = output if isinstance(output, torch.Tensor) else output.pooler_output
-    return np.asarray(features.float().cpu().numpy().astype(np.float16))
+def _caption_batches(plan: ExtractionPlan, shards: Sequence[Shard], teacher: Teacher) -> Iterator[_Batch]:
+    """Sorted by length within a shard, so that little padding is computed."""
+    first = plan.first_rows["caption"]
+    captions, problems = plan.new.captions, plan.new.caption_problems
+    for shard in shards:
+        failed = {row: problems[row - first] for row in shard.all_rows if row - first in problems}
+        if failed:
+            yield _Batch(list(failed), None, failed)
+        rows = [row for row in shard.all_rows if row not in failed]
+        lengths = [len(ids) for ids in teacher.tokenize([captions[row - first] for row in rows])] if rows else []
+        length_of = dict(zip(rows, lengths, strict=True))
+        for chunk in _chunks(sorted(rows, key=lambda row: -length_of[row]), plan.settings.batch_size):
+            features = teacher.embed_captions([captions[row - first] for row in chunk])
+            cut = [row for row in chunk if length_of[row] > teacher.max_caption_tokens]
+            yield _Batch(chunk, features, {}, cut)
+
+
+def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _stored(features: Tensor, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """The features in the stored dtype, and the places of rows that it cannot hold, which become zero."""
+    with np.errstate(over="ignore"):
+        values = features.float().cpu().numpy().astype(dtype)
+    overflown = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    values[overflown] = 0
+    return values, overflown
+
+
+def _report(plan: ExtractionPlan, batch: _Batch) -> None:
+    if batch.failed and plan.settings.on_error == "stop":
+        raise PictureError(
+            f"{next(iter(batch.failed.values()))}. Finished shards are kept: mend it and run the same command again, "
+            "or leave such pictures out with on_error=skip."
+        )
+    for reason in batch.failed.values():
+        logger.warning(f"Skipped: {reason}")
+    for row in batch.cut:
+        logger.warning(f"Cut at the teacher's context: {plan.name('caption', row)}")
+
+
+def _width(kind: str, teacher: Teacher) -> int:
+    if kind == "caption":
+        return teacher.embed_captions(["a"]).shape[1]
+    return teacher.embed_pictures(preprocess(teacher.image_processor, [Image.new("RGB", (64, 64))])).shape[1]
+
+
+def _check_room(plan: ExtractionPlan, values: int) -> None:
+    needed = values * np.dtype(plan.settings.feature_dtype).itemsize
+    free = shutil.disk_usage(plan.folder).free
+    if free < needed:
+        raise CacheError(
+            f"{plan.folder} needs {needed:,} bytes for the features that are missing, but its disk has {free:,} left. "
+            "Make room, or choose a folder on another disk."
+        )

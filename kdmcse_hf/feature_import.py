@@ -1,19 +1,14 @@
 """Feature files that somebody else extracted, made into a teacher cache."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
+from kdmcse_hf.annotations import read_caption_table, read_split
 from kdmcse_hf.cache_writer import fingerprint, write_cache
-from kdmcse_hf.caption_table import read_caption_table, read_split
+from kdmcse_hf.feature_file import HDF5_ENDINGS, FeatureFile
 from kdmcse_hf.feature_shard import CacheError
 from kdmcse_hf.teacher_cache import TeacherCache
-
-_CHUNK = 16384
 
 
 def import_features(
@@ -31,19 +26,26 @@ def import_features(
 
     Args:
         folder: the new cache.
-        captions_file: table with columns `image` and `caption`.
-        image_features_file: `.safetensors` with a tensor `image_features`, or `.npy`: (images, D).
+        captions_file: in any layout that [`read_annotations`] reads; or, with `.hdf5` features, MCSE's `.txt`: one
+            caption a line, each of its own image.
+        image_features_file: `.safetensors` with a tensor `image_features`, `.hdf5` with a dataset `features` (MCSE), or
+            `.npy`: (images, D).
         image_names_file: the name of each image row, one a line; by default the images in the order in which the
-            caption table first names them.
-        caption_features_file: `.safetensors` with a tensor `caption_features`, or `.npy`: one row a row of the
-            caption table, (captions, D). `None` for image-only teachers.
+            captions file first names them.
+        caption_features_file: `.safetensors` with a tensor `caption_features`, or `.npy`: one row a
+            caption of the captions file, (captions, D). `None` for image-only teachers.
         teacher_name: what made the features, for the manifest.
-        splits_file, split: a table with columns `image` and `split`; keep only that split's images.
+        splits_file, split: a table with columns `image` and `split`, or a captions file with splits; keep only the
+            images of that split, or of several (`"train+restval"`).
 
     Raises:
         CacheError, ValueError, FileNotFoundError: names the file, what was found and what was expected.
     """
-    image_of_caption, captions = read_caption_table(captions_file)
+    if Path(image_features_file).suffix in HDF5_ENDINGS and Path(captions_file).suffix == ".txt":
+        captions = read_caption_lines(captions_file)
+        image_of_caption = [f"{row:08d}" for row in range(len(captions))]
+    else:
+        image_of_caption, captions = read_caption_table(captions_file)
     if image_names_file is None:
         names = list(dict.fromkeys(image_of_caption))
     else:
@@ -58,10 +60,10 @@ def import_features(
             f"{unknown[0]!r}: add their features, or remove their captions."
         )
 
-    image_features = _FeatureFile(image_features_file, "image_features", len(names))
+    image_features = FeatureFile(image_features_file, "image_features", len(names))
     caption_features = None
     if caption_features_file is not None:
-        caption_features = _FeatureFile(caption_features_file, "caption_features", len(captions))
+        caption_features = FeatureFile(caption_features_file, "caption_features", len(captions))
     kept_names = set(names)
     if splits_file is not None and split is not None:
         kept_names &= read_split(splits_file, split)
@@ -87,30 +89,19 @@ def import_features(
     )
 
 
-class _FeatureFile:
-    def __init__(self, path: str | Path, tensor: str, expected_rows: int) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} does not exist: expected a feature file (.safetensors or .npy).")
-        try:
-            self.array = self._open(tensor)
-        except (SafetensorError, TypeError, ValueError) as error:
-            raise CacheError(f"{self.path} cannot be read as features: {error}") from error
-        if self.array.ndim != 2 or len(self.array) != expected_rows:
-            raise CacheError(
-                f"{self.path} holds features of shape {self.array.shape}: expected {expected_rows:,} rows of one width."
+def read_caption_lines(path: str | Path) -> list[str]:
+    """A text file with one caption a line, as MCSE has them.
+
+    Raises:
+        ValueError: an empty line, or not UTF-8.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}). Convert it, for instance with iconv.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise ValueError(
+                f"{path}, line {number}: the caption is empty. Fill it in: every line has its feature row."
             )
-
-    def _open(self, tensor: str) -> NDArray[Any]:
-        if self.path.suffix == ".npy":
-            array: NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            return array
-        with safe_open(self.path, "np") as file:
-            if tensor not in file.keys():
-                raise ValueError(f"it has no tensor {tensor!r}, only {', '.join(map(repr, file.keys()))}")
-            loaded: NDArray[Any] = file.get_tensor(tensor)
-            return loaded
-
-    def chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-        for start in range(0, len(rows), _CHUNK):
-            yield np.asarray(self.array[rows[start : start + _CHUNK]])
+    return [line.strip() for line in lines]

@@ -164,6 +164,20 @@ class TeacherCache:
                     )
                 bar.update(file["bytes"])
 
+    def check_captions_file(self, path: str | os.PathLike[str]) -> None:
+        """Compares a captions file with the one that the cache, or its newest addition, was made from.
+
+        Raises:
+            CacheError: it is another one.
+        """
+        newest = [self.manifest["source"], *self.manifest["added"]][-1].get("captions", {})
+        found = sha256(Path(path))
+        if found != newest.get("sha256"):
+            raise CacheError(
+                f"{path} has SHA-256 {found}, but {self.folder} was made from {newest.get('file')} with "
+                f"{newest.get('sha256')}: its rows may belong to other captions. Extract the cache again, or add to it."
+            )
+
     def _files(self) -> Iterator[dict[str, Any]]:
         yield self.manifest["images"]
         yield self.manifest["captions"]

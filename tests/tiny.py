@@ -1,19 +1,28 @@
-"""Tiny things made in code: tokenizers, encoder configs, sentences, teacher caches, scored pairs."""
+"""Tiny things made in code: tokenizers, encoder configs, sentences, teachers, pictures, caches, scored pairs."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
     DistilBertConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
     RobertaConfig,
 )
 
 from kdmcse_hf.cache_writer import write_cache
+from kdmcse_hf.teacher import Teacher
 from kdmcse_hf.teacher_cache import TeacherCache
 
 WORDS = "a the cat dog bird man woman red blue green runs sits jumps on under over mat grass house sky".split()
@@ -96,4 +105,34 @@ def write_sts(folder: Path, sentences: list[str], pairs: int = 40, seed: int = 0
             for n in range(pairs)
         ]
         (target / f"sts-{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def make_teacher(seed: int = 0, captions: bool = True) -> Teacher:
+    """A tiny random CLIP, or a tiny random ResNet without captions."""
+    torch.manual_seed(seed)
+    processor = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    if not captions:
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        return Teacher(ResNetModel(ResNetConfig(**sizes)), processor, name="tiny-resnet")
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": VOCABULARY, "max_position_embeddings": 10, "bos_token_id": 2, "eos_token_id": 3}
+    vision = {**tower, "image_size": 32, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    return Teacher(model, processor, make_tokenizer(), name="tiny-clip")
+
+
+def write_pictures(folder: Path, num_images: int = 10, captions_per_image: int = 2, seed: int = 0) -> Path:
+    """`images/*.png` of noise in two sub-folders, and `captions.csv`."""
+    rng = np.random.default_rng(seed)
+    names = [f"{'even' if row % 2 == 0 else 'odd'}/{row}.png" for row in range(num_images)]
+    for name in names:
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / "images" / name)
+    sentences = make_sentences(num_images * captions_per_image, seed=seed)
+    with open(folder / "captions.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "caption"))
+        # The captions of an image do not stand together: rows must follow names, not places.
+        writer.writerows((names[row % num_images], sentence) for row, sentence in enumerate(sentences))
     return folder

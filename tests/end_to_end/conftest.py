@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
-from transformers import CLIPModel, CLIPProcessor
 
+from kdmcse_hf.captioned_pictures import CaptionedPictures
 from kdmcse_hf.extraction import extract_features
+from kdmcse_hf.teacher import Teacher
 from kdmcse_hf.world import write_student, write_world
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
 
@@ -14,13 +15,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_world(folder, num_images=96, captions_per_image=3, num_sentences=800, num_sts_pairs=60, seed=0)
     write_student(folder / "student", seed=0)
-    extract_features(
-        folder / "cache",
-        image_folder=folder / "images",
-        captions_file=folder / "captions.csv",
-        model=CLIPModel.from_pretrained(TEACHER_FOLDER).eval(),
-        processor=CLIPProcessor.from_pretrained(TEACHER_FOLDER),
-    )
+    captioned = CaptionedPictures.from_files(folder / "captions.csv", folder / "images")
+    extract_features(folder / "cache", captioned, Teacher.from_pretrained(TEACHER_FOLDER))
     return folder
 
 

@@ -1,0 +1,70 @@
+"""Arrays of features in other projects' files, read a few rows at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from kdmcse_hf.feature_shard import CacheError
+
+HDF5_ENDINGS = (".hdf5", ".h5")
+_CHUNK = 16384
+
+
+class FeatureFile:
+    """A (rows, D) array of floats in `.npy`, `.safetensors` or `.hdf5`, of which only what is asked for is in memory.
+
+    Args:
+        path: the file.
+        tensor: its name in a `.safetensors` file; in `.hdf5` it is `features`, as MCSE has it.
+        expected_rows: how many there must be.
+
+    Raises:
+        FileNotFoundError, CacheError: no such file, or it holds something else.
+    """
+
+    def __init__(self, path: str | Path, tensor: str, expected_rows: int) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} does not exist: expected features (.safetensors, .hdf5 or .npy).")
+        try:
+            self._array = self._open(tensor)
+            shape = tuple(getattr(self._array, "shape", None) or self._array.get_shape())
+        except (SafetensorError, TypeError, ValueError, OSError, KeyError) as error:
+            raise CacheError(f"{self.path} cannot be read as features: {error}") from error
+        if len(shape) != 2 or shape[0] != expected_rows:
+            raise CacheError(
+                f"{self.path} holds features of shape {shape}: expected {expected_rows:,} rows of one width."
+            )
+
+    def _open(self, tensor: str) -> Any:
+        if self.path.suffix == ".npy":
+            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if self.path.suffix in HDF5_ENDINGS:
+            return _open_hdf5(self.path)
+        file = safe_open(self.path, "np").__enter__()
+        if tensor not in file.keys():
+            raise ValueError(f"it has no tensor {tensor!r}, only {', '.join(map(repr, file.keys()))}")
+        return file.get_slice(tensor)
+
+    def chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        """The given rows, in rising order, in portions; float64 becomes float32."""
+        for start in range(0, len(rows), _CHUNK):
+            wanted = rows[start : start + _CHUNK]
+            first = int(wanted[0])
+            array = np.asarray(self._array[first : int(wanted[-1]) + 1])[wanted - first]
+            yield array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _open_hdf5(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise CacheError(f"{path} needs the package h5py: pip install 'kdmcse_hf[import]'.") from error
+    file = h5py.File(path, "r")
+    if "features" not in file:
+        raise ValueError(f"it has no dataset 'features', only {', '.join(map(repr, file))}")
+    return file["features"]
