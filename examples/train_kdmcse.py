@@ -39,7 +39,7 @@ class DataArguments:
     text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line; a path or hf://datasets/..."})
     text_dataset: str | None = field(default=None, metadata={"help": "Instead of --text_file: a dataset."})
     text_column: str = field(default="text", metadata={"help": "The column of --text_dataset (split train) to use."})
-    teacher_cache: str | None = field(default=None, metadata={"help": "Folder made by `kdmcse import-features`."})
+    teacher_cache: str | None = field(default=None, metadata={"help": "Folder made by `kdmcse extract`."})
     sts_dir: str | None = field(default=None, metadata={"help": "STS data in SentEval's layout; scores STS-B dev."})
     max_pairs: int | None = field(default=None, metadata={"help": "Use that many random pairs."})
     image_assignment: ImageAssignment = field(
@@ -69,8 +69,11 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
         elif data_args.text_file:
             text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
         if data_args.teacher_cache:
+            cache = TeacherCache(data_args.teacher_cache)
+            if args.local_process_index == 0:
+                cache.verify(progress=not args.disable_tqdm)  # seconds now, or a byte that flipped unseen
             chosen = TeacherPairs(
-                TeacherCache(data_args.teacher_cache),
+                cache,
                 captions_per_image=objective.captions_per_image,
                 max_pairs=data_args.max_pairs,
                 image_assignment=data_args.image_assignment,

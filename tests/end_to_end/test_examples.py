@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
+
+from kdmcse_hf.feature_shard import CacheError
+from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.world.teacher import TEACHER_FOLDER
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -98,6 +103,30 @@ def test_bad_input_ends_in_one_clear_error_before_training(
     if isinstance(caught.value, SystemExit):
         text = run("train_kdmcse.py", *flags, *change).stderr
     assert re.search(message, text)
+
+
+def test_a_cache_with_a_flipped_bit_is_refused_before_training(flags: list[str], world: Path, tmp_path: Path) -> None:
+    from train_kdmcse import main
+
+    shutil.copytree(world / "cache", tmp_path / "cache")
+    shard = tmp_path / "cache" / "caption_features-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-7] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(CacheError, match=f"{shard} has SHA-256"):
+        main([*flags, "--teacher_cache", str(tmp_path / "cache")])
+
+
+@pytest.mark.slow
+def test_extract_features_is_the_command_as_a_script(world: Path, tmp_path: Path) -> None:
+    done = run(
+        "extract_features.py",
+        *("--teacher", str(TEACHER_FOLDER), "--captions", str(world / "captions.csv")),
+        *("--images", str(world / "images"), "--cache", str(tmp_path / "cache"), "--no_progress"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "96 images, 288 captions" in done.stdout
+    assert TeacherCache(tmp_path / "cache").manifest == TeacherCache(world / "cache").manifest
 
 
 @pytest.mark.slow
