@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import import_features
+from . import audit, import_features
 
-_COMMANDS = (import_features,)
+_COMMANDS = (import_features, audit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
