@@ -121,7 +121,7 @@ def audit_pairs(
         filter_rates: shares of the negatives, to find thresholds for.
         margin: radians; defaults to the objective's `cross_modal_margin`.
         batch_size, num_batches, seed: the first paired batches of a run with this seed.
-        truth: where it is known, filters get a precision and a recall.
+        truth: a [`Truth`], where it is known: filters get a precision and a recall, examples a verdict.
 
     Raises:
         ValueError: a number out of its range, not a threshold, or a map that the cache cannot give.

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,9 +48,6 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from dataclasses import asdict
-    from pathlib import Path
-
     from kdmcse_hf.audit import audit_pairs
     from kdmcse_hf.audit_page import render_page
     from kdmcse_hf.objective import PRESETS

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny import make_cache, make_sentences
 
-from kdmcse_hf import audit_page
+from kdmcse_hf import audit_filter, audit_page
 from kdmcse_hf.audit import Audit, audit_pairs
 from kdmcse_hf.audit_chart import draw_chart
 from kdmcse_hf.audit_gallery import LENGTH, Example
@@ -132,9 +132,12 @@ def test_without_thresholds_the_objectives_own_are_audited_on_the_maps_that_they
     assert [f.threshold for f in found.maps["image_text"].filters] == ["cosine:0.2"]
 
 
-def test_a_rate_is_audited_as_the_cosine_that_training_with_this_seed_would_calibrate(pairs: TeacherPairs) -> None:
+def test_a_rate_is_audited_as_the_cosine_that_training_with_this_seed_would_calibrate(
+    pairs: TeacherPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_filter, "CALIBRATION_PAIRS", 30)
     objective = dataclasses.replace(KDMCSE, image_threshold="rate:0.1", caption_threshold="rate:0.02")
-    calibrated, _ = calibrate(objective, pairs.sample(2048, objective.needs, SEED))
+    calibrated, _ = calibrate(objective, pairs.sample(30, objective.needs, SEED))
     found = audit(pairs, objective)
     assert found.maps["text_image"].filters[0].applied == calibrated.image_threshold
     assert found.maps["text_text"].filters[0].applied == calibrated.caption_threshold
