@@ -10,17 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from train_kdmcse import main as train
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from kdmcse_hf import KDMCSETrainer, SentenceEncoder
+from kdmcse_hf import KDMCSETrainer, SentenceEncoder, audit_pairs
 from kdmcse_hf.captioned_pictures import CaptionedPictures
 from kdmcse_hf.extraction import extract_features
-from kdmcse_hf.losses import noisy_negatives
-from kdmcse_hf.objective import teacher_similarity
 from kdmcse_hf.sts import load_sts, score_pairs
 from kdmcse_hf.teacher import Teacher
 from kdmcse_hf.world import load_truth, write_student, write_world
@@ -55,29 +52,14 @@ def train_preset(preset: str, world: Path, output_dir: Path, steps: int, seed: i
     return trainer, time.perf_counter() - start
 
 
-def filter_quality(trainer: KDMCSETrainer, world: Path, batches: int = 200) -> tuple[float, float] | None:
-    """Precision and recall of the image term's filter over batches as training draws them.
-
-    A negative (caption i, picture j) is truly noisy where caption i is true of picture j.
-    """
-    threshold = trainer.objective.threshold("image")
-    if threshold is None:
+def filter_quality(trainer: KDMCSETrainer, world: Path) -> tuple[float | None, float | None] | None:
+    """Precision and recall of the image term's filter, over batches as training draws them."""
+    if trainer.objective.threshold("image") is None:
         return None
-    truth = load_truth(world)
-    pairs = trainer.train_dataset.pairs.teacher
-    rng = np.random.default_rng(0)
-    positives = torch.arange(BATCH)
-    hits = filtered = noisy = 0
-    for _ in range(batches):
-        rows = rng.choice(len(pairs), size=BATCH, replace=False)
-        sample = pairs.embeddings(rows, trainer.objective.needs)
-        similarity = teacher_similarity(trainer.objective.image_filter_source, sample, sample)
-        mask = noisy_negatives(similarity, threshold.cosine(similarity, positives), positives).numpy()
-        actual = truth.caption_true_of_image(pairs.caption_rows[rows], pairs.image_rows[rows])
-        other_image = pairs.image_rows[rows][:, None] != pairs.image_rows[rows]
-        mask, actual = mask & other_image, actual & other_image
-        hits, filtered, noisy = hits + (mask & actual).sum(), filtered + mask.sum(), noisy + actual.sum()
-    return hits / filtered, hits / noisy
+    pairs, truth = trainer.train_dataset.pairs.teacher, load_truth(world)
+    audit = audit_pairs(pairs, trainer.objective, batch_size=BATCH, truth=truth.caption_true_of_image)
+    found = audit.maps[trainer.objective.image_filter_source].filters[0]
+    return found.precision, found.recall
 
 
 def main(argv: Sequence[str]) -> None:

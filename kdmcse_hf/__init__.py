@@ -19,6 +19,7 @@ _LAZY = {
     "SentenceEncoder": "embedding",
     "TeacherCache": "teacher_cache",
     "TeacherPairs": "teacher_pairs",
+    "audit_pairs": "audit",
     "evaluate_sts": "sts",
 }
 
@@ -33,6 +34,7 @@ __all__ = [
     "SentenceEncoder",
     "TeacherCache",
     "TeacherPairs",
+    "audit_pairs",
     "evaluate_sts",
 ]
 

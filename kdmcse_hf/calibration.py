@@ -12,6 +12,7 @@ from kdmcse_hf.losses import noisy_negatives, positive_mask
 from kdmcse_hf.objective import Objective, PairEmbeddings, teacher_similarity
 from kdmcse_hf.threshold import MAX_FILTER_RATE, Threshold
 
+CALIBRATION_PAIRS = 2048
 QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0)
 
 
@@ -61,7 +62,7 @@ def calibrate(objective: Objective, sample: PairEmbeddings) -> tuple[Objective, 
             negative &= sample.image_ids.unsqueeze(1) != sample.image_ids
         negatives = similarity[negative]
         if threshold.kind == "rate":
-            threshold = Threshold("cosine", _upper_quantile(negatives, threshold.value))
+            threshold = Threshold("cosine", upper_quantile(negatives, threshold.value))
             calibrated: dict[str, Any] = {f"{term}_threshold": str(threshold)}
             objective = dataclasses.replace(objective, **calibrated)
             threshold = Threshold.parse(str(threshold)) or threshold  # as written: what is reported is what is used
@@ -72,7 +73,7 @@ def calibrate(objective: Objective, sample: PairEmbeddings) -> tuple[Objective, 
             threshold=str(threshold),
             filter_rate=noisy.double().mean().item(),
             positive_median=similarity.diagonal().median().item(),
-            quantiles=_quantiles(negatives),
+            quantiles=quantiles(negatives),
         )
         if not 0 < report.filter_rate <= MAX_FILTER_RATE:
             raise ValueError(
@@ -84,7 +85,8 @@ def calibrate(objective: Objective, sample: PairEmbeddings) -> tuple[Objective, 
     return objective, reports
 
 
-def _quantiles(values: Tensor) -> dict[float, float]:
+def quantiles(values: Tensor) -> dict[float, float]:
+    """The `QUANTILES` of (N,) values; empty where there are none."""
     if not len(values):
         return {}
     ranks = [round(share * (len(values) - 1)) for share in QUANTILES]
@@ -92,7 +94,7 @@ def _quantiles(values: Tensor) -> dict[float, float]:
     return {share: float(ordered[rank]) for share, rank in zip(QUANTILES, ranks, strict=True)}
 
 
-def _upper_quantile(values: Tensor, share: float) -> float:
+def upper_quantile(values: Tensor, share: float) -> float:
     """The value that a share of `values` exceeds."""
     rank = min(len(values) - 1, max(0, round((1 - share) * len(values)) - 1))
     return float(values.kthvalue(rank + 1).values)

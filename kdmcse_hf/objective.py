@@ -178,7 +178,8 @@ def compute_objective(
 
     Returns:
         `terms`: `text_loss`, `image_loss`, `caption_loss`. `rates`, per cross-modal term: `*_filter_rate` (filtered
-        share of negatives), `*_margin_rate` (share of the remaining negatives that got a margin).
+        share of the negatives that `mask_same_image` leaves), `*_margin_rate` (share of the remaining negatives that
+        got a margin).
     """
     candidates = anchors if candidates is None else candidates
     num_anchors = anchors.text.shape[0]
@@ -224,8 +225,9 @@ def _cross_modal_term(
     if threshold is not None:
         similarity = teacher_similarity(getattr(objective, f"{term}_filter_source"), anchors, candidates)
         noisy = noisy_negatives(similarity, threshold.cosine(similarity, positives), positives)
+        negatives = ~own if same_image is None else ~(own | same_image)
+        rates[f"{term}_filter_rate"] = (noisy & negatives).sum() / negatives.sum().clamp(min=1)
         masked = noisy if masked is None else masked | noisy
-        rates[f"{term}_filter_rate"] = noisy.sum() / (~own).sum().clamp(min=1)
 
     if objective.cross_modal_margin:
         source = getattr(objective, f"{term}_margin_source")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from kdmcse_hf.calibration import FilterReport, calibrate
+from kdmcse_hf.calibration import CALIBRATION_PAIRS, FilterReport, calibrate
 from kdmcse_hf.checkpoint import check_same_run, last_complete_checkpoint, save_description
 from kdmcse_hf.data import ContrastiveCollator, TrainingData
 from kdmcse_hf.distributed import gather_rows
@@ -25,7 +25,6 @@ from kdmcse_hf.training_args import KDMCSETrainingArguments
 logger = logging.get_logger(__name__)
 
 NUM_VIEWS = 2
-CALIBRATION_PAIRS = 2048
 
 
 class NonFiniteError(RuntimeError):

@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import extract, import_features, import_json, verify
+from . import audit, extract, import_features, import_json, verify
 
-_COMMANDS = (extract, verify, import_features, import_json)
+_COMMANDS = (extract, audit, verify, import_features, import_json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
