@@ -30,7 +30,7 @@ class ExtractionSettings:
         ValueError: a field out of its range.
     """
 
-    batch_size: int = _setting(64, "pictures or captions a forward pass")
+    batch_size: int = _setting(64, "pictures or captions a forward pass; on a CPU, 4 to 8 is often faster")
     rows_per_shard: int = _setting(4096, "rows of a file of features: a killed process loses these at most")
     feature_dtype: Literal["float16", "float32"] = _setting("float16", "of the features as stored")
     mixed_precision: Literal["no", "bf16", "fp16"] = _setting("no", "of the teacher's forward pass")
