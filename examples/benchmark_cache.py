@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
-from kdmcse_hf.cache_writer import ROWS_PER_SHARD, write_cache
-from kdmcse_hf.teacher_cache import TeacherCache
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.cache_writer import ROWS_PER_SHARD, write_cache
+from kdmcse_hf.teacher.pairs import TeacherPairs
 
 BATCHES, BATCH = 100, 64
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, CLIPImageProcessor
 from transformers.utils import logging
 
-from kdmcse_hf.captioned_pictures import CaptionedPictures
-from kdmcse_hf.extraction import extract_features
-from kdmcse_hf.extraction_plan import ExtractionSettings
-from kdmcse_hf.teacher import Teacher
+from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+from kdmcse_hf.teacher.encoder import Teacher
+from kdmcse_hf.teacher.extraction import extract_features
+from kdmcse_hf.teacher.extraction_plan import ExtractionSettings
 
 
 class EfficientNetLite2(nn.Module):

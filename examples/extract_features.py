@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from kdmcse_hf.captioned_pictures import CaptionedPictures
-from kdmcse_hf.extraction import extract_features
-from kdmcse_hf.extraction_plan import ExtractionSettings
-from kdmcse_hf.teacher import Teacher
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+from kdmcse_hf.teacher.encoder import Teacher
+from kdmcse_hf.teacher.extraction import extract_features
+from kdmcse_hf.teacher.extraction_plan import ExtractionSettings
 
 
 @dataclass

@@ -16,10 +16,10 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from kdmcse_hf import KDMCSETrainer, SentenceEncoder, audit_pairs
-from kdmcse_hf.captioned_pictures import CaptionedPictures
-from kdmcse_hf.extraction import extract_features
 from kdmcse_hf.sts import load_sts, score_pairs
-from kdmcse_hf.teacher import Teacher
+from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+from kdmcse_hf.teacher.encoder import Teacher
+from kdmcse_hf.teacher.extraction import extract_features
 from kdmcse_hf.world import load_truth, write_student, write_world
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
 

@@ -21,7 +21,7 @@ from kdmcse_hf.arguments import parse_arguments
 from kdmcse_hf.checkpoint import last_complete_checkpoint
 from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
 from kdmcse_hf.sts import load_sts
-from kdmcse_hf.teacher_pairs import ImageAssignment, TeacherPairs
+from kdmcse_hf.teacher.pairs import ImageAssignment, TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
 
 

@@ -17,9 +17,9 @@ _LAZY = {
     "Objective": "objective",
     "PRESETS": "objective",
     "SentenceEncoder": "embedding",
-    "TeacherCache": "teacher_cache",
-    "TeacherPairs": "teacher_pairs",
-    "audit_pairs": "audit",
+    "TeacherCache": "teacher.cache",
+    "TeacherPairs": "teacher.pairs",
+    "audit_pairs": "audit.report",
     "evaluate_sts": "sts",
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.pairs import TeacherPairs
 
 
 def read_sentences(path: str | Path) -> datasets.Dataset:

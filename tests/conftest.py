@@ -13,7 +13,7 @@ import torch
 from tiny import ENCODER_CONFIGS, make_cache, make_tokenizer
 from transformers import AutoModel
 
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
 
 RECORDED = Path(__file__).parent / "parity" / "references" / "published_losses.safetensors"
 

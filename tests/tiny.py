@@ -21,9 +21,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from kdmcse_hf.cache_writer import write_cache
-from kdmcse_hf.teacher import Teacher
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.cache_writer import write_cache
+from kdmcse_hf.teacher.encoder import Teacher
 
 WORDS = "a the cat dog bird man woman red blue green runs sits jumps on under over mat grass house sky".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kdmcse_hf.audit import Audit, MapAudit
-    from kdmcse_hf.audit_batches import Truth
-    from kdmcse_hf.teacher_cache import TeacherCache
+    from kdmcse_hf.audit.batches import Truth
+    from kdmcse_hf.audit.report import Audit, MapAudit
+    from kdmcse_hf.teacher.cache import TeacherCache
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -48,11 +48,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from kdmcse_hf.audit import audit_pairs
-    from kdmcse_hf.audit_page import render_page
+    from kdmcse_hf.audit.page import render_page
+    from kdmcse_hf.audit.report import audit_pairs
     from kdmcse_hf.objective import PRESETS
-    from kdmcse_hf.teacher_cache import TeacherCache
-    from kdmcse_hf.teacher_pairs import TeacherPairs
+    from kdmcse_hf.teacher.cache import TeacherCache
+    from kdmcse_hf.teacher.pairs import TeacherPairs
 
     if arguments.preset not in PRESETS:
         raise ValueError(f"Unknown preset {arguments.preset!r}: expected one of {', '.join(PRESETS)}.")
@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> None:
     thresholds = None if arguments.thresholds is None else _thresholds(arguments.thresholds)
     open_picture = None
     if arguments.images:
-        from kdmcse_hf.pictures import PictureFolder
+        from kdmcse_hf.teacher.pictures import PictureFolder
 
         open_picture = PictureFolder(arguments.images).open
     cache = TeacherCache(arguments.cache)
@@ -123,7 +123,7 @@ def _report(audit: "Audit") -> str:
 
 
 def _report_map(source: str, cosines: "MapAudit") -> list[str]:
-    from kdmcse_hf.audit_page import number, percent
+    from kdmcse_hf.audit.page import number, percent
 
     lines = [
         f"{source}: {number(cosines.negatives_per_batch)} negatives a batch; positive pairs' median cosine "

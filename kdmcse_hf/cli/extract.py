@@ -24,7 +24,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     dataset.add_argument("--image_column", default="image", help="its Image column (default: %(default)s)")
     dataset.add_argument("--caption_column", default="caption", help="captions, one or a list (default: %(default)s)")
     work = parser.add_argument_group("work")
-    work.add_argument("--batch_size", type=int, default=64, help="a forward pass (default: 64; on a CPU, 4 to 8 is often faster)")
+    work.add_argument("--batch_size", type=int, default=64, help="default: 64; on a CPU, 4 to 8 is often faster")
     work.add_argument("--mixed_precision", choices=("no", "bf16", "fp16"), default="no", help="of the teacher")
     work.add_argument("--feature_dtype", choices=("float16", "float32"), default="float16", help="as stored")
     work.add_argument("--num_workers", type=int, help="processes that decode pictures (default: one a core, up to 8)")
@@ -51,10 +51,10 @@ def _run(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError("Extraction needs Pillow: pip install 'kdmcse_hf[vision]'.") from error
 
-    from kdmcse_hf.captioned_pictures import CaptionedPictures
-    from kdmcse_hf.extraction import extract_features
-    from kdmcse_hf.extraction_plan import ExtractionSettings
-    from kdmcse_hf.teacher import Teacher
+    from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+    from kdmcse_hf.teacher.encoder import Teacher
+    from kdmcse_hf.teacher.extraction import extract_features
+    from kdmcse_hf.teacher.extraction_plan import ExtractionSettings
 
     if arguments.dataset:
         from datasets import load_dataset

@@ -22,7 +22,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from kdmcse_hf.feature_import import import_features
+    from kdmcse_hf.teacher.feature_import import import_features
 
     if (arguments.splits is None) != (arguments.split is None):
         raise ValueError("--splits and --split go together: one names the table, the other the split to keep.")

@@ -17,7 +17,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from kdmcse_hf.json_import import import_json
+    from kdmcse_hf.teacher.json_import import import_json
 
     cache = import_json(
         arguments.cache, arguments.json_file, teacher_name=arguments.teacher_name, progress=sys.stderr.isatty()

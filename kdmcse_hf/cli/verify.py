@@ -16,7 +16,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from kdmcse_hf.teacher_cache import TeacherCache
+    from kdmcse_hf.teacher.cache import TeacherCache
 
     cache = TeacherCache(arguments.cache)
     cache.verify(progress=sys.stderr.isatty())

@@ -14,8 +14,8 @@ from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
-from kdmcse_hf.teacher_cache import TeacherCache
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.pairs import TeacherPairs
 
 pytestmark = pytest.mark.slow
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from kdmcse_hf.captioned_pictures import CaptionedPictures
-from kdmcse_hf.extraction import extract_features
-from kdmcse_hf.teacher import Teacher
+from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+from kdmcse_hf.teacher.encoder import Teacher
+from kdmcse_hf.teacher.extraction import extract_features
 from kdmcse_hf.world import write_student, write_world
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
 

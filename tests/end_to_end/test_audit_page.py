@@ -12,9 +12,9 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from kdmcse_hf.audit_page import percent
+from kdmcse_hf.audit.page import percent
 from kdmcse_hf.cli import main
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.world import write_world
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from kdmcse_hf.feature_shard import CacheError
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.shard import CacheError
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

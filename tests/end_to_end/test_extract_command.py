@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdmcse_hf.cli import main
-from kdmcse_hf.teacher_cache import MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
 
 # One thread: two processes of one thread each must find the bits that one process finds.

@@ -46,8 +46,8 @@ print(kdmcse_hf.__file__)
 """
     assert run(installed, sys.executable, "-c", program).strip().startswith(str(installed))
     assert (installed / "kdmcse_hf" / "py.typed").exists()
-    assert {path.name for path in (installed / "kdmcse_hf" / "templates").iterdir()} == {
-        path.name for path in (ROOT / "kdmcse_hf" / "templates").iterdir()
+    assert {path.name for path in (installed / "kdmcse_hf" / "audit" / "templates").iterdir()} == {
+        path.name for path in (ROOT / "kdmcse_hf" / "audit" / "templates").iterdir()
     }
 
 

@@ -11,10 +11,10 @@ from transformers import AutoModel
 
 from kdmcse_hf.calibration import calibrate
 from kdmcse_hf.embedding import SentenceEncoder
-from kdmcse_hf.feature_import import import_features
 from kdmcse_hf.objective import PRESETS
 from kdmcse_hf.sts import evaluate_sts, load_sts
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.feature_import import import_features
+from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
 
 pytestmark = [

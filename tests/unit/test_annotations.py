@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdmcse_hf.annotations import Annotation, read_annotations, read_caption_table, read_split
+from kdmcse_hf.teacher.annotations import Annotation, read_annotations, read_caption_table, read_split
 
 ROWS = [("a.jpg", "null", "train"), ("ü.jpg", "two\nlines, 'quoted' and \"quoted\"", "test")]
 

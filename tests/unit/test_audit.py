@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from tiny import make_cache, make_sentences
 
-from kdmcse_hf import audit_filter, audit_page
-from kdmcse_hf.audit import Audit, audit_pairs
-from kdmcse_hf.audit_chart import draw_chart
-from kdmcse_hf.audit_gallery import LENGTH, LISTS, Example
-from kdmcse_hf.audit_page import percent, render_page
-from kdmcse_hf.cache_writer import write_cache
+from kdmcse_hf.audit import filter as audit_filter
+from kdmcse_hf.audit import page as audit_page
+from kdmcse_hf.audit.chart import draw_chart
+from kdmcse_hf.audit.gallery import LENGTH, LISTS, Example
+from kdmcse_hf.audit.page import percent, render_page
+from kdmcse_hf.audit.report import Audit, audit_pairs
 from kdmcse_hf.calibration import QUANTILES, calibrate
 from kdmcse_hf.cli import main
 from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
 from kdmcse_hf.schedule import Schedule
-from kdmcse_hf.teacher_cache import MANIFEST, TeacherCache
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache_writer import write_cache
+from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.threshold import Threshold
 
 BATCH, BATCHES, SEED = 12, 9, 3

@@ -7,8 +7,8 @@ import torch
 from tiny import make_cache, make_sentences, make_tokenizer
 
 from kdmcse_hf.data import CaptionPairs, ContrastiveCollator, TrainingData, read_sentences, tokenize
-from kdmcse_hf.teacher_cache import TeacherCache
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.pairs import TeacherPairs
 
 BOTH = frozenset({"image", "text"})
 

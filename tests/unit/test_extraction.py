@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from tiny import make_teacher, write_pictures
 
-from kdmcse_hf.captioned_pictures import CaptionedPictures
-from kdmcse_hf.extraction import extract_features
-from kdmcse_hf.extraction_plan import PLAN, ExtractionSettings
-from kdmcse_hf.feature_shard import CacheError
-from kdmcse_hf.pictures import PictureError, open_picture
-from kdmcse_hf.teacher import preprocess
-from kdmcse_hf.teacher_cache import MANIFEST, TeacherCache
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache
+from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+from kdmcse_hf.teacher.encoder import preprocess
+from kdmcse_hf.teacher.extraction import extract_features
+from kdmcse_hf.teacher.extraction_plan import PLAN, ExtractionSettings
+from kdmcse_hf.teacher.pairs import TeacherPairs
+from kdmcse_hf.teacher.pictures import PictureError, open_picture
+from kdmcse_hf.teacher.shard import CacheError
 
 SETTINGS = ExtractionSettings(batch_size=2, rows_per_shard=4, num_workers=0, progress=False, feature_dtype="float32")
 SKIP = dataclasses.replace(SETTINGS, on_error="skip")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from kdmcse_hf.pictures import PictureError, PictureFolder, open_picture
+from kdmcse_hf.teacher.pictures import PictureError, PictureFolder, open_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from kdmcse_hf.feature_import import import_features
-from kdmcse_hf.feature_shard import CacheError
-from kdmcse_hf.json_import import import_json
+from kdmcse_hf.teacher.feature_import import import_features
+from kdmcse_hf.teacher.json_import import import_json
+from kdmcse_hf.teacher.shard import CacheError
 
 
 def record(rng: np.random.Generator, captions: list[str], width: int = 4) -> dict[str, Any]:

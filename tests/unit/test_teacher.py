@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import VOCABULARY, make_tokenizer
 from torch.nn.functional import normalize
 
-from kdmcse_hf.teacher import Teacher, preprocess
+from kdmcse_hf.teacher.encoder import Teacher, preprocess
 
 SIDE = 32
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

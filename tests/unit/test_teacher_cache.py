@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 from tiny import make_cache
 
-from kdmcse_hf.cache_writer import write_cache
-from kdmcse_hf.feature_import import import_features
-from kdmcse_hf.feature_shard import CacheError
-from kdmcse_hf.teacher_cache import MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache_writer import write_cache
+from kdmcse_hf.teacher.feature_import import import_features
+from kdmcse_hf.teacher.shard import CacheError
 
 
 def arguments(**changes: object) -> dict:

@@ -14,8 +14,8 @@ from kdmcse_hf.checkpoint import last_complete_checkpoint
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.objective import PRESETS, Objective
 from kdmcse_hf.sts import load_sts
-from kdmcse_hf.teacher_cache import TeacherCache
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.trainer import NonFiniteError
 
 LOOSE = {"image_threshold": "rate:0.05", "caption_threshold": "rate:0.05"}

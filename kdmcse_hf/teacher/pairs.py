@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdmcse_hf.objective import PairEmbeddings
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
 
 ImageAssignment = Literal["paired", "shuffled", "random"]
 

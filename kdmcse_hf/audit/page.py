@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kdmcse_hf.audit import Audit
-from kdmcse_hf.audit_chart import FEWEST, draw_chart
-from kdmcse_hf.audit_gallery import LENGTH, LISTS
+from kdmcse_hf.audit.chart import FEWEST, draw_chart
+from kdmcse_hf.audit.gallery import LENGTH, LISTS
+from kdmcse_hf.audit.report import Audit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +38,7 @@ def render_page(audit: Audit, open_picture: "Callable[[str], Image] | None" = No
     }
     pictures = {} if open_picture is None else {name: _thumbnail(open_picture, name) for name in sorted(names)}
     environment = Environment(
-        loader=PackageLoader("kdmcse_hf"),
+        loader=PackageLoader("kdmcse_hf.audit"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,9 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from kdmcse_hf.cache_writer import ROWS_PER_SHARD, FeatureWriter, fingerprint, finish_cache, new_folder, teacher_digest
-from kdmcse_hf.feature_shard import CacheError
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.cache_writer import (
+    ROWS_PER_SHARD,
+    FeatureWriter,
+    fingerprint,
+    finish_cache,
+    new_folder,
+    teacher_digest,
+)
+from kdmcse_hf.teacher.shard import CacheError
 
 
 def import_json(

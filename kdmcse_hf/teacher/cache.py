@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from kdmcse_hf.feature_shard import CacheError, read_shard_header, sha256
+from kdmcse_hf.teacher.shard import CacheError, read_shard_header, sha256
 
 FORMAT = "kdmcse_hf teacher cache"
 FORMAT_VERSION = 1

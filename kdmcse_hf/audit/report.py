@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from kdmcse_hf import __version__
-from kdmcse_hf.audit_batches import MAPS, AuditBatches, Truth, why_missing
-from kdmcse_hf.audit_filter import FilterAudit, RateAudit, audit_filter, audit_rate, calibrated, parse_threshold
+from kdmcse_hf.audit.batches import MAPS, AuditBatches, Truth, why_missing
+from kdmcse_hf.audit.filter import FilterAudit, RateAudit, audit_filter, audit_rate, calibrated, parse_threshold
 from kdmcse_hf.calibration import quantiles
 from kdmcse_hf.objective import PRESETS, Objective
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.threshold import Threshold
 
 _STEPS = (0.001, 0.002, 0.005, 0.01, 0.02)

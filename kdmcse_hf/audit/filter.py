@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from kdmcse_hf.audit_batches import AuditBatches
-from kdmcse_hf.audit_gallery import Example, choose_examples
+from kdmcse_hf.audit.batches import AuditBatches
+from kdmcse_hf.audit.gallery import Example, choose_examples
 from kdmcse_hf.calibration import CALIBRATION_PAIRS, calibrate, quantiles, upper_quantile
 from kdmcse_hf.objective import Objective
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.threshold import MAX_FILTER_RATE, Threshold
 
 SENSIBLE_RATE = 0.005

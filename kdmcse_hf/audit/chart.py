@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from kdmcse_hf.audit import Audit, MapAudit
+from kdmcse_hf.audit.report import Audit, MapAudit
 
 LOWEST_DECADE = -6
 """No histogram shows smaller shares than 10 to this power."""

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdmcse_hf.annotations import read_caption_table, read_split
-from kdmcse_hf.cache_writer import fingerprint, write_cache
-from kdmcse_hf.feature_file import HDF5_ENDINGS, FeatureFile
-from kdmcse_hf.feature_shard import CacheError
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.annotations import read_caption_table, read_split
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.cache_writer import fingerprint, write_cache
+from kdmcse_hf.teacher.feature_file import HDF5_ENDINGS, FeatureFile
+from kdmcse_hf.teacher.shard import CacheError
 
 
 def import_features(

@@ -11,8 +11,8 @@ from torch import Tensor
 from kdmcse_hf.losses import noisy_negatives, positive_mask
 from kdmcse_hf.objective import SimilarityMap, teacher_similarity
 from kdmcse_hf.schedule import Schedule
-from kdmcse_hf.teacher_cache import TeacherCache
-from kdmcse_hf.teacher_pairs import TeacherPairs
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.threshold import Threshold
 
 MAPS = ("text_image", "text_text", "image_image")

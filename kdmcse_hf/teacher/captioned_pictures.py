@@ -12,9 +12,9 @@ import datasets
 import pyarrow.compute as pc
 from PIL import Image
 
-from kdmcse_hf.annotations import Annotation, read_annotations, read_split
-from kdmcse_hf.feature_shard import sha256
-from kdmcse_hf.pictures import PictureError, PictureFolder, open_picture
+from kdmcse_hf.teacher.annotations import Annotation, read_annotations, read_split
+from kdmcse_hf.teacher.pictures import PictureError, PictureFolder, open_picture
+from kdmcse_hf.teacher.shard import sha256
 
 
 class PictureStore(Protocol):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdmcse_hf.audit_batches import AuditBatches
+from kdmcse_hf.audit.batches import AuditBatches
 
 LISTS = ("most_similar", "at_random", "just_above", "just_below")
 LENGTH = 8

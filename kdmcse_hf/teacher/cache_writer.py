@@ -16,8 +16,8 @@ import transformers
 from numpy.typing import NDArray
 
 from kdmcse_hf import __version__
-from kdmcse_hf.feature_shard import CacheError, ShardHeader, publishing, read_shard_header, sha256, write_shard
-from kdmcse_hf.teacher_cache import FORMAT, FORMAT_VERSION, KINDS, MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache import FORMAT, FORMAT_VERSION, KINDS, MANIFEST, TeacherCache
+from kdmcse_hf.teacher.shard import CacheError, ShardHeader, publishing, read_shard_header, sha256, write_shard
 
 ROWS_PER_SHARD = 16384
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from kdmcse_hf.feature_shard import CacheError
+from kdmcse_hf.teacher.shard import CacheError
 
 HDF5_ENDINGS = (".hdf5", ".h5")
 _CHUNK = 16384

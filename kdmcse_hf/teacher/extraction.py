@@ -23,12 +23,12 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 from transformers.utils import logging
 
-from kdmcse_hf.captioned_pictures import CaptionedPictures
-from kdmcse_hf.extraction_plan import ExtractionPlan, ExtractionSettings, Shard
-from kdmcse_hf.feature_shard import CacheError, write_shard
-from kdmcse_hf.pictures import PictureError
-from kdmcse_hf.teacher import Teacher, preprocess
-from kdmcse_hf.teacher_cache import TeacherCache
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+from kdmcse_hf.teacher.encoder import Teacher, preprocess
+from kdmcse_hf.teacher.extraction_plan import ExtractionPlan, ExtractionSettings, Shard
+from kdmcse_hf.teacher.pictures import PictureError
+from kdmcse_hf.teacher.shard import CacheError, write_shard
 
 logger = logging.get_logger(__name__)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kdmcse_hf.cache_writer import finish_cache, shard_path, teacher_digest
-from kdmcse_hf.captioned_pictures import CaptionedPictures
-from kdmcse_hf.feature_shard import CacheError, publishing
-from kdmcse_hf.teacher import Teacher
-from kdmcse_hf.teacher_cache import KINDS, MANIFEST, TeacherCache, read_manifest
+from kdmcse_hf.teacher.cache import KINDS, MANIFEST, TeacherCache, read_manifest
+from kdmcse_hf.teacher.cache_writer import finish_cache, shard_path, teacher_digest
+from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
+from kdmcse_hf.teacher.encoder import Teacher
+from kdmcse_hf.teacher.shard import CacheError, publishing
 
 PLAN = "extraction.json"
 
