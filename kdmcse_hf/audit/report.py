@@ -72,7 +72,7 @@ class Audit:
 
     Attributes:
         library_version: of `kdmcse_hf`.
-        cache: its folder.
+        cache: the name of its folder; not its path, for pages are shared.
         teacher: from the cache's manifest.
         num_images, num_captions, num_pairs: of the cache; pairs are the captions that training takes.
         preset: the objective's name, or `custom`.
@@ -150,7 +150,7 @@ def audit_pairs(
     )
     return Audit(
         library_version=__version__,
-        cache=str(pairs.cache.folder),
+        cache=pairs.cache.folder.resolve().name,
         teacher=pairs.cache.manifest["teacher"],
         num_images=len(pairs.cache.images),
         num_captions=len(pairs.cache.captions),
