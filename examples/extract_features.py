@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from kdmcse_hf.teacher.cache import TeacherCache
@@ -34,7 +35,8 @@ def main(argv: Sequence[str]) -> TeacherCache:
     files, settings = parser.parse_args_into_dataclasses(list(argv))
     captioned = CaptionedPictures.from_files(files.captions, files.images, split=files.split)
     cache = extract_features(files.cache, captioned, Teacher.from_pretrained(files.teacher), settings)
-    print(f"{cache.folder}: {len(cache.images):,} images, {len(cache.captions):,} captions")
+    if PartialState().is_main_process:
+        print(f"{cache.folder}: {len(cache.images):,} images, {len(cache.captions):,} captions")
     return cache
 
 

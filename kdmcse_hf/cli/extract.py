@@ -46,10 +46,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if not arguments.dataset and not (arguments.captions and arguments.images):
         raise ValueError("--captions and --images go together: one names the pictures, the other has them.")
 
-    try:
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise ValueError("Extraction needs Pillow: pip install 'kdmcse_hf[vision]'.") from error
+    from accelerate import PartialState
 
     from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
     from kdmcse_hf.teacher.encoder import Teacher
@@ -76,6 +73,8 @@ def _run(arguments: argparse.Namespace) -> None:
         ExtractionSettings(**given),
         append=arguments.append,
     )
+    if not PartialState().is_main_process:
+        return
     sys.stdout.write(
         f"{cache.folder}: {len(cache.images):,} images, {len(cache.captions):,} captions; skipped "
         f"{len(cache.skipped_images):,} images and {len(cache.skipped_captions):,} captions, cut "

@@ -19,7 +19,5 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _run(arguments: argparse.Namespace) -> None:
     from kdmcse_hf.teacher.json_import import import_json
 
-    cache = import_json(
-        arguments.cache, arguments.json_file, teacher_name=arguments.teacher_name, progress=sys.stderr.isatty()
-    )
+    cache = import_json(arguments.cache, arguments.json_file, teacher_name=arguments.teacher_name, progress=True)
     sys.stdout.write(f"{cache.folder}: {len(cache.images):,} images, {len(cache.captions):,} captions\n")

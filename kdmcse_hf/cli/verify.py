@@ -19,7 +19,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from kdmcse_hf.teacher.cache import TeacherCache
 
     cache = TeacherCache(arguments.cache)
-    cache.verify(progress=sys.stderr.isatty())
+    cache.verify(progress=True)
     if arguments.captions:
         cache.check_captions_file(arguments.captions)
     teacher = cache.manifest["teacher"]

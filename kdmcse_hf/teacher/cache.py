@@ -1,18 +1,21 @@
 """What the frozen teacher said, stored once: features of images and captions in a folder that opens in O(1) memory.
 
     manifest.json                  written last: a folder without it is not a cache
-    images.arrow                   image: name of each image row
+    images.arrow                   image, stamp: name of each image row, and what changes when its file does
     captions.arrow                 caption, image_row: text of each caption row and the image it belongs to
     image_features-00000.safetensors, ...     tensor "features", (rows, width), float16 or float32
     caption_features-00000.safetensors, ...   the same for captions; absent for image-only teachers
 
-The manifest says which teacher made the features from which files, and holds the size and SHA-256 of every file. A
-row whose picture or caption could not be read holds zeros and is listed under `skipped`: no other row moves.
+The manifest says which teacher made the features from which files, and holds the size and SHA-256 of every file and of
+itself. A row whose picture or caption could not be read holds zeros and is listed under `skipped`: no other row
+moves.
 """
 
+import hashlib
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +106,7 @@ class TeacherCache:
 
     Attributes:
         manifest: the content of `manifest.json`.
-        images: dataset with column `image`, the names of the image rows.
+        images: dataset with columns `image`, the names of the image rows, and `stamp`.
         captions: dataset with columns `caption` and `image_row`.
         image_features, caption_features: a [`FeatureStore`] each; `caption_features` is `None` for image-only teachers.
         skipped_images, skipped_captions: rows that hold zeros, because their picture or caption could not be read.
@@ -116,7 +119,7 @@ class TeacherCache:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        for file in self._files():
+        for file in cache_files(self.manifest):
             path = self.folder / file["file"]
             size = path.stat().st_size if path.is_file() else None
             if size != file["bytes"]:
@@ -146,14 +149,14 @@ class TeacherCache:
         """Reads every file and compares its SHA-256 with the manifest.
 
         Args:
-            progress: show a bar, in bytes.
+            progress: show a bar, in bytes, on a terminal.
 
         Raises:
             CacheError: the first file that differs.
         """
-        files = list(self._files())
+        files = list(cache_files(self.manifest))
         total = sum(file["bytes"] for file in files)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="Verifying", disable=not progress) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="Verifying", disable=None if progress else True) as bar:
             for file in files:
                 path = self.folder / file["file"]
                 found = sha256(path)
@@ -170,37 +173,64 @@ class TeacherCache:
         Raises:
             CacheError: it is another one.
         """
-        newest = [self.manifest["source"], *self.manifest["added"]][-1].get("captions", {})
-        found = sha256(Path(path))
-        if found != newest.get("sha256"):
+        newest = newest_source(self.manifest).get("captions")
+        if newest is None:
             raise CacheError(
-                f"{path} has SHA-256 {found}, but {self.folder} was made from {newest.get('file')} with "
-                f"{newest.get('sha256')}: its rows may belong to other captions. Extract the cache again, or add to it."
+                f"{self.folder} was not made from a captions file: there is nothing to compare {path} with."
             )
-
-    def _files(self) -> Iterator[dict[str, Any]]:
-        yield self.manifest["images"]
-        yield self.manifest["captions"]
-        for kind in KINDS:
-            yield from (self.manifest[f"{kind}_features"] or {"shards": []})["shards"]
+        found = sha256(Path(path))
+        if found != newest["sha256"]:
+            raise CacheError(
+                f"{path} has SHA-256 {found}, but {self.folder} was made from {newest['file']} with "
+                f"{newest['sha256']}: its rows may belong to other captions. Extract the cache again, or add to it."
+            )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the cache in `folder`.
 
     Raises:
-        CacheError: there is none, or it is of another format.
+        CacheError: there is none, it is of another format, it was changed, or it names files outside the folder.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise CacheError(f"{folder} is not a teacher cache: it has no {MANIFEST}. Make one with `kdmcse extract`.")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CacheError(f"{path} is not valid JSON ({error}).") from error
-    if (manifest.get("format"), manifest.get("format_version")) != (FORMAT, FORMAT_VERSION):
+        found = (manifest.get("format"), manifest.get("format_version"))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise CacheError(f"{path} is not a manifest ({error}).") from error
+    if found != (FORMAT, FORMAT_VERSION):
         raise CacheError(
-            f"{path} describes {manifest.get('format')!r} version {manifest.get('format_version')!r}: expected "
-            f"{FORMAT!r} version {FORMAT_VERSION}."
+            f"{path} describes {found[0]!r} version {found[1]!r}: expected {FORMAT!r} version {FORMAT_VERSION}."
         )
+    if manifest.get("checksum") != manifest_checksum(manifest):
+        raise CacheError(
+            f"{path} was changed: its own checksum is {manifest.get('checksum')!r}, its content gives "
+            f"{manifest_checksum(manifest)!r}. Copy the cache again, or extract it again."
+        )
+    for file in cache_files(manifest):
+        # A cache may come from a stranger, whose manifest must not reach beyond its folder.
+        if not re.fullmatch(r"[\w-]+\.(arrow|safetensors)", file["file"]):
+            raise CacheError(f"{path} names the file {file['file']!r}: expected a plain name of a file beside it.")
     return manifest
+
+
+def manifest_checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def newest_source(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the cache, or its newest addition, was made from."""
+    source: dict[str, Any] = [manifest, *manifest["added"]][-1]["source"]
+    return source
+
+
+def cache_files(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The entries of all files: `file`, `bytes`, `sha256`, `rows`."""
+    yield manifest["images"]
+    yield manifest["captions"]
+    for kind in KINDS:
+        yield from (manifest[f"{kind}_features"] or {"shards": []})["shards"]

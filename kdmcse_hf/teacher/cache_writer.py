@@ -16,10 +16,10 @@ import transformers
 from numpy.typing import NDArray
 
 from kdmcse_hf import __version__
-from kdmcse_hf.teacher.cache import FORMAT, FORMAT_VERSION, KINDS, MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache import FORMAT, FORMAT_VERSION, KINDS, MANIFEST, TeacherCache, manifest_checksum
 from kdmcse_hf.teacher.shard import CacheError, ShardHeader, publishing, read_shard_header, sha256, write_shard
 
-ROWS_PER_SHARD = 16384
+ROWS_PER_SHARD = 4096
 
 
 class FeatureWriter:
@@ -139,8 +139,9 @@ def finish_cache(
     shards: dict[str, list[Path]],
     teacher: dict[str, Any],
     source: dict[str, Any],
+    stamps: Sequence[str | None] | None = None,
+    extraction: dict[str, Any] | None = None,
     previous: dict[str, Any] | None = None,
-    **notes: Any,
 ) -> TeacherCache:
     """Makes a cache of finished shards: writes the tables, then the manifest, and opens it.
 
@@ -148,8 +149,9 @@ def finish_cache(
         folder: holds the shards.
         images, captions, image_rows, teacher, source: as in [`write_cache`].
         shards: the files of each kind, in order.
+        stamps: of each image, what changes when its file does.
+        extraction: how the features were extracted here.
         previous: the manifest of the cache that this one adds to.
-        notes: further entries of the manifest.
 
     Raises:
         CacheError: the shards, names and captions do not fit together.
@@ -172,16 +174,23 @@ def finish_cache(
         for kind, rows in (("image", len(images)), ("caption", len(captions)))
         if kind in shards
     }
-    additions = [*previous["added"], source] if previous else []
-    suffix = f"-{len(additions):05d}" if additions else ""
+    made: dict[str, Any] = {"source": source, "extraction": extraction, "versions": versions()}
+    added = [*previous["added"], made] if previous else []
+    first = {name: previous[name] for name in made} if previous else made
+    suffix = f"-{len(added):05d}" if added else ""
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "teacher": {"name": None, "revision": None, "processor": None, **teacher, "digest": digest},
-        "source": previous["source"] if previous else source,
-        "added": additions,
-        "versions": versions(),
-        "images": _write_table(folder / f"images{suffix}.arrow", {"image": pa.array(images, pa.string())}),
+        **first,
+        "added": added,
+        "images": _write_table(
+            folder / f"images{suffix}.arrow",
+            {
+                "image": pa.array(images, pa.string()),
+                "stamp": pa.array(stamps or [None] * len(images), pa.string()),
+            },
+        ),
         "captions": _write_table(
             folder / f"captions{suffix}.arrow",
             {"caption": pa.array(captions, pa.string()), "image_row": pa.array(image_rows, pa.int32())},
@@ -193,14 +202,21 @@ def finish_cache(
             for kind in KINDS
         },
         "cut_captions": [row for header in headers.get("caption", []) for row in header.cut],
-        **notes,
     }
+    manifest["checksum"] = manifest_checksum(manifest)
     with publishing(folder / MANIFEST) as file:
         file.write((json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
-    for kind in ("images", "captions"):
-        if previous:
-            (folder / previous[kind]["file"]).unlink()
+    remove_leftovers(folder, manifest)
     return TeacherCache(folder)
+
+
+def remove_leftovers(folder: Path, manifest: dict[str, Any]) -> None:
+    """Removes what killed runs left beside a finished cache: half-written files, and tables of an earlier manifest."""
+    named = {manifest["images"]["file"], manifest["captions"]["file"]}
+    for pattern in ("*.tmp", "images*.arrow", "captions*.arrow"):
+        for path in folder.glob(pattern):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
 
 
 def _describe_shards(
@@ -239,8 +255,12 @@ def shard_path(folder: Path, kind: str, number: int) -> Path:
 
 
 def teacher_digest(teacher: dict[str, Any]) -> str:
-    """16 hexadecimal digits that stand for everything that is known of a teacher."""
-    known = {name: value for name, value in teacher.items() if name != "digest" and value is not None}
+    """16 hexadecimal digits that stand for all that a teacher's features hang on.
+
+    That is not its name, where its weights are known: the same teacher may lie in another folder.
+    """
+    ignored = {"digest"} | ({"name", "revision"} if teacher.get("weights") else set())
+    known = {name: value for name, value in teacher.items() if name not in ignored and value is not None}
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,7 @@ class CaptionedPictures:
     image_rows: list[int]
     pictures: PictureStore
     source: dict[str, Any]
+    stamps: list[str | None] = field(default_factory=list)
     image_problems: dict[int, str] = field(default_factory=dict)
     caption_problems: dict[int, str] = field(default_factory=dict)
 
@@ -132,46 +132,17 @@ class CaptionedPictures:
         if not captions:
             raise ValueError(f"{origin} has no captions to extract: expected at least one picture and caption.")
         digest = hashlib.sha256()
+        stamps: list[str | None] = []
         for name, row in row_of.items():
             stamp: int | None = None
             try:
                 stamp = pictures.stamp(name) if name else None
             except PictureError as error:
                 image_problems[row] = str(error)
+            stamps.append(None if stamp is None else str(stamp))
             digest.update(f"{name}\0{stamp}\n".encode(errors="surrogateescape"))
-        source = {"pictures": {"count": len(row_of), "sha256_of_names_and_sizes": digest.hexdigest()}}
-        return cls(list(row_of), captions, image_rows, pictures, source, image_problems, caption_problems)
-
-    def added_to(self, names: list[str], captions: list[str], image_rows: list[int]) -> "CaptionedPictures":
-        """Only what is not among the given rows of a cache; new rows are numbered behind them.
-
-        Returns:
-            An instance whose `names` and `captions` are the new ones, and whose `image_rows` refer to old and new ones.
-        """
-        row_of = {name: row for row, name in enumerate(names)}
-        known = Counter((names[row], caption) for row, caption in zip(image_rows, captions, strict=True))
-        new_names = [name for name in self.names if name not in row_of]
-        row_of |= {name: len(names) + row for row, name in enumerate(new_names)}
-        kept = []
-        for row, caption in enumerate(self.captions):
-            key = (self.names[self.image_rows[row]], caption)
-            known[key] -= 1
-            if known[key] < 0:
-                kept.append(row)
-        new_row = {name: row for row, name in enumerate(new_names)}
-        return CaptionedPictures(
-            names=new_names,
-            captions=[self.captions[row] for row in kept],
-            image_rows=[row_of[self.names[self.image_rows[row]]] for row in kept],
-            pictures=self.pictures,
-            source=self.source,
-            image_problems={
-                new_row[self.names[row]]: why for row, why in self.image_problems.items() if self.names[row] in new_row
-            },
-            caption_problems={
-                new: self.caption_problems[old] for new, old in enumerate(kept) if old in self.caption_problems
-            },
-        )
+        source = {"pictures": {"count": len(row_of), "sha256_of_names_and_stamps": digest.hexdigest()}}
+        return cls(list(row_of), captions, image_rows, pictures, source, stamps, image_problems, caption_problems)
 
 
 class DatasetPictures:

@@ -29,6 +29,8 @@ _PADDED_TO_CONTEXT = ("siglip", "siglip2")
 class Teacher:
     """A frozen model that embeds pictures, and captions in the same space if it is a dual encoder.
 
+    The model becomes the teacher's own: frozen, out of training mode, its weights in another memory layout.
+
     Args:
         model: has `get_image_features` and `get_text_features` (CLIP, SigLIP, Chinese-CLIP, AltCLIP,
             `VisionTextDualEncoderModel`), or returns a `pooler_output` for pictures alone (ResNet, ViT, DINOv2, timm
@@ -155,6 +157,7 @@ class Teacher:
             "features": "pooler" if self._pooled else "first token",
             "processor": json.loads(self.image_processor.to_json_string()),
             "max_caption_tokens": self.max_caption_tokens if self.tokenizer else None,
+            "tokenizer": _tokenizer_digest(self.tokenizer) if self.tokenizer else None,
         }
 
 
@@ -180,3 +183,14 @@ def _digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
     return digest.hexdigest()
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what turns text into ids."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Whatever the last call asked for.
+        content.update(truncation=None, padding=None)
+    else:
+        content = tokenizer.get_vocab()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

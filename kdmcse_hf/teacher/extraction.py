@@ -8,6 +8,7 @@ import datetime
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -72,31 +74,56 @@ def extract_features(
         ValueError: with `on_error="stop"`, the first picture or caption that cannot be read.
     """
     settings = settings or ExtractionSettings()
-    # A process may wait for the slowest one for as long as that takes.
-    state = PartialState(timeout=datetime.timedelta(days=7))
+    state = PartialState(
+        # Without it, accelerate takes each of several processes without an accelerator for the only one.
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available(),
+        # A process may wait for the slowest one for as long as that takes.
+        timeout=datetime.timedelta(days=7),
+    )
     plan = ExtractionPlan(Path(folder), captioned, teacher, settings, append)
-    if state.is_main_process:
-        plan.begin()
-    if not plan.nothing_to_do:
-        missing = {kind: [shard for shard in plan.shards(kind) if not shard.path.exists()] for kind in plan.kinds}
-        state.wait_for_everyone()  # all have looked before anyone writes
-        teacher.model.to(state.device)
-        for kind, shards in missing.items():
-            if not shards:
-                continue
-            width = _width(kind, teacher)
-            _check_room(plan, sum(shard.rows for shard in shards) * width)
-            with torch.autocast(
-                state.device.type,
-                torch.float16 if settings.mixed_precision == "fp16" else torch.bfloat16,
-                enabled=settings.mixed_precision != "no",
-            ):
-                _write_shards(plan, kind, shards[state.process_index :: state.num_processes], width, teacher, state)
-        state.wait_for_everyone()
+    with _together(state):
         if state.is_main_process:
-            plan.finish()
-    state.wait_for_everyone()
+            plan.begin()
+    if not plan.nothing_to_do:
+        with _together(state):  # all have looked before anyone writes
+            missing = {kind: [shard for shard in plan.shards(kind) if not shard.path.exists()] for kind in plan.kinds}
+        with _together(state):
+            _extract(plan, missing, teacher, state)
+        with _together(state):
+            if state.is_main_process:
+                plan.finish()
     return TeacherCache(folder)
+
+
+@contextmanager
+def _together(state: PartialState) -> Iterator[None]:
+    """Waits for all processes behind the block, and raises on all what one of them raised in it."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if state.num_processes > 1:
+        said = gather_object([None if error is None else f"Process {state.process_index + 1} stopped: {error}"])
+        error = error or next((CacheError(message) for message in said if message), None)
+    if error is not None:
+        raise error
+
+
+def _extract(plan: ExtractionPlan, missing: dict[str, list[Shard]], teacher: Teacher, state: PartialState) -> None:
+    settings = plan.settings
+    teacher.model.to(state.device)
+    for kind, shards in missing.items():
+        if not shards:
+            continue
+        width = _width(kind, teacher)
+        _check_room(plan, sum(shard.rows for shard in shards) * width)
+        with torch.autocast(
+            state.device.type,
+            torch.float16 if settings.mixed_precision == "fp16" else torch.bfloat16,
+            enabled=settings.mixed_precision != "no",
+        ):
+            _write_shards(plan, kind, shards[state.process_index :: state.num_processes], width, teacher, state)
 
 
 def _write_shards(
@@ -110,7 +137,7 @@ def _write_shards(
         desc=f"{kind.capitalize()}s{share}",
         unit=f" {kind}s",
         smoothing=0.05,
-        disable=not (plan.settings.progress and state.is_main_process),
+        disable=None if plan.settings.progress and state.is_main_process else True,
     ) as bar:
         for shard in shards:
             features = np.zeros((shard.rows, width), dtype=plan.settings.feature_dtype)
@@ -121,10 +148,11 @@ def _write_shards(
                 batch = next(batches)
                 if batch.features is not None:
                     read = np.array([row for row in batch.rows if row not in batch.failed])
-                    values, overflown = _stored(batch.features, features.dtype)
+                    values, unfit = _stored(batch.features, features.dtype)
                     features[read - shard.first_row] = values
-                    for row in read[overflown]:
-                        batch.failed[int(row)] = f"{plan.name(kind, row)}: its features overflow {features.dtype}"
+                    for row in read[unfit]:
+                        name = plan.name(kind, row)
+                        batch.failed[int(row)] = f"{name}: its features are NaN, or too large for {features.dtype}"
                 _report(plan, batch)
                 skipped |= batch.failed
                 cut += batch.cut
@@ -136,6 +164,7 @@ def _write_shards(
                 kind=kind,
                 first_row=shard.first_row,
                 teacher=plan.teacher_digest,
+                source=shard.source,
                 skipped=skipped,
                 cut=sorted(cut),
             )
@@ -144,7 +173,7 @@ def _write_shards(
 def _picture_batches(plan: ExtractionPlan, shards: Sequence[Shard], teacher: Teacher) -> Iterator[_Batch]:
     batches = [rows for shard in shards for rows in _chunks(shard.all_rows, plan.settings.batch_size)]
     decoded = DataLoader(
-        _DecodedPictures(plan.new, plan.first_rows["image"], teacher.image_processor, batches),
+        _DecodedPictures(plan, teacher.image_processor, batches),
         batch_size=None,
         num_workers=min(plan.settings.num_workers, len(batches)),
         pin_memory=teacher.device.type == "cuda",
@@ -157,30 +186,37 @@ class _DecodedPictures(Dataset[tuple[dict[str, Tensor] | None, dict[int, str]]])
     """Each item is a batch, decoded and preprocessed by one worker, and the reasons of the rows it lacks."""
 
     def __init__(
-        self,
-        captioned: CaptionedPictures,
-        first_row: int,
-        image_processor: BaseImageProcessor,
-        batches: Sequence[Sequence[int]],
+        self, plan: ExtractionPlan, image_processor: BaseImageProcessor, batches: Sequence[Sequence[int]]
     ) -> None:
-        self.captioned, self.first_row = captioned, first_row
-        self.image_processor, self.batches = image_processor, batches
+        # No more than this: some systems send it to every worker.
+        self.pictures, self.image_processor, self.batches = plan.new.pictures, image_processor, batches
+        self.first_row, self.names, self.problems = plan.first_rows["image"], plan.new.names, plan.new.image_problems
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor] | None, dict[int, str]]:
-        pictures: list[Image.Image] = []
+        pictures: dict[int, Image.Image] = {}
         failed: dict[int, str] = {}
         for row in self.batches[index]:
             place = row - self.first_row
             try:
-                if place in self.captioned.image_problems:
-                    raise PictureError(self.captioned.image_problems[place])
-                pictures.append(self.captioned.pictures.open(self.captioned.names[place]))
+                if place in self.problems:
+                    raise PictureError(self.problems[place])
+                pictures[row] = self.pictures.open(self.names[place])
             except PictureError as error:
                 failed[row] = str(error)
-        return preprocess(self.image_processor, pictures) if pictures else None, failed
+        try:
+            return preprocess(self.image_processor, list(pictures.values())) if pictures else None, failed
+        except Exception:  # processors stumble over odd shapes in ways of their own: find out which picture it is
+            for row in list(pictures):
+                try:
+                    preprocess(self.image_processor, [pictures[row]])
+                except Exception as error:
+                    size = pictures.pop(row).size
+                    name = self.names[row - self.first_row]
+                    failed[row] = f"{name} ({size[0]} x {size[1]} pixels) cannot be preprocessed: {error}"
+            return preprocess(self.image_processor, list(pictures.values())) if pictures else None, failed
 
 
 def _caption_batches(plan: ExtractionPlan, shards: Sequence[Shard], teacher: Teacher) -> Iterator[_Batch]:
@@ -206,24 +242,25 @@ def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _stored(features: Tensor, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """The features in the stored dtype, and the places of rows that it cannot hold, which become zero."""
+    """The features in the stored dtype, and the places of rows that are not finite in it, which become zero."""
     with np.errstate(over="ignore"):
         values = features.float().cpu().numpy().astype(dtype)
-    overflown = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    values[overflown] = 0
-    return values, overflown
+    unfit = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    values[unfit] = 0
+    return values, unfit
 
 
 def _report(plan: ExtractionPlan, batch: _Batch) -> None:
     if batch.failed and plan.settings.on_error == "stop":
         raise PictureError(
-            f"{next(iter(batch.failed.values()))}. Finished shards are kept: mend it and run the same command again, "
-            "or leave such pictures out with on_error=skip."
+            f"{next(iter(batch.failed.values())).removesuffix('.')}. Finished shards are kept: mend it and run the "
+            "same command again, or leave such pictures out with on_error=skip."
         )
     for reason in batch.failed.values():
         logger.warning(f"Skipped: {reason}")
-    for row in batch.cut:
-        logger.warning(f"Cut at the teacher's context: {plan.name('caption', row)}")
+    if batch.cut:
+        more = f", and {len(batch.cut) - 1:,} more of this batch" if len(batch.cut) > 1 else ""
+        logger.warning(f"Cut at the teacher's context: {plan.name('caption', batch.cut[0])}{more}")
 
 
 def _width(kind: str, teacher: Teacher) -> int:

@@ -38,7 +38,7 @@ def import_json(
         json_file: the published file.
         teacher_name: what made the features, for the manifest.
         rows_per_shard: rows of one feature file.
-        progress: show a bar, in bytes.
+        progress: show a bar, in bytes, on a terminal.
 
     Raises:
         FileNotFoundError, CacheError: names the file and the image, what was found and what was expected.
@@ -86,7 +86,9 @@ def _records(path: Path, progress: bool) -> Iterator[tuple[str, Any]]:
     except ImportError as error:
         raise CacheError(f"{path} needs the package ijson: pip install 'kdmcse_hf[import]'.") from error
     with open(path, "rb") as file:
-        bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=not progress)
+        bar = tqdm(
+            total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=None if progress else True
+        )
         try:
             with bar:
                 yield from ijson.kvitems(_Watched(file, bar), "", use_float=True)

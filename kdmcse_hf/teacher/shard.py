@@ -38,6 +38,10 @@ class ShardHeader:
     """Row of the cache that the shard begins with."""
     teacher: str
     """Digest of the teacher that made the features."""
+    source: str
+    """Digest of what it was asked about, and how; empty where it is not known."""
+    data: str
+    """SHA-256 of the tensor's bytes."""
     normalized: bool
     """Whether all rows have length 1, to within 0.005."""
     skipped: dict[int, str] = field(default_factory=dict)
@@ -53,6 +57,7 @@ def write_shard(
     kind: str,
     first_row: int,
     teacher: str,
+    source: str = "",
     skipped: dict[int, str] | None = None,
     cut: Sequence[int] = (),
 ) -> None:
@@ -72,18 +77,21 @@ def write_shard(
             f"Row {first_row + bad[0]} of the {kind} features is NaN or infinite ({len(bad)} such rows in "
             f"{path.name}): every feature must be finite in {features.dtype}. Extract that row again, or remove it."
         )
+    features = np.ascontiguousarray(features)
     read = np.delete(features, [row - first_row for row in skipped], axis=0)
     norms = np.linalg.norm(read.astype(np.float32), axis=1)
     metadata = {
         "kind": kind,
         "first_row": first_row,
         "teacher": teacher,
+        "source": source,
+        "data": hashlib.sha256(features.data).hexdigest(),
         "normalized": bool(np.abs(norms - 1).max(initial=0) < 5e-3),
         "skipped": {str(row): reason for row, reason in sorted(skipped.items())},
         "cut": list(cut),
     }
     # One key only: safetensors writes several in an order that changes from run to run.
-    content = save({TENSOR: np.ascontiguousarray(features)}, {_METADATA: json.dumps(metadata, ensure_ascii=False)})
+    content = save({TENSOR: features}, {_METADATA: json.dumps(metadata, ensure_ascii=False)})
     with publishing(path) as file:
         file.write(content)
 
@@ -134,6 +142,8 @@ def read_shard_header(path: Path) -> ShardHeader:
             kind=metadata["kind"],
             first_row=metadata["first_row"],
             teacher=metadata["teacher"],
+            source=metadata["source"],
+            data=metadata["data"],
             normalized=metadata["normalized"],
             skipped={int(row): reason for row, reason in metadata["skipped"].items()},
             cut=metadata["cut"],
@@ -151,10 +161,11 @@ def read_shard_header(path: Path) -> ShardHeader:
     return found
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def sha256(path: Path, offset: int = 0) -> str:
+    """SHA-256 of a file from a byte on, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        file.seek(offset)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -1,7 +1,6 @@
 import dataclasses
 import hashlib
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from tiny import make_teacher, write_pictures
 
 from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache
 from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
-from kdmcse_hf.teacher.encoder import preprocess
+from kdmcse_hf.teacher.encoder import Teacher, preprocess
 from kdmcse_hf.teacher.extraction import extract_features
 from kdmcse_hf.teacher.extraction_plan import PLAN, ExtractionSettings
 from kdmcse_hf.teacher.pairs import TeacherPairs
@@ -81,7 +80,7 @@ def test_an_extraction_goes_on_where_it_stopped_and_ends_with_the_same_bytes(los
     (folder / "cache" / MANIFEST).unlink()
     for name in lost:
         (folder / "cache" / f"{name}.safetensors").unlink()
-    (folder / "cache" / "image_features-00001.safetensors.7.tmp").write_text("half a sh")
+    (folder / "cache" / "image_features-00001.safetensors.7.tmp").write_text("half a sh")  # as a killed run leaves it
     asked = []
     teacher.model.vision_model.register_forward_hook(lambda *_: asked.append("picture batch"))
     extract_features(folder / "cache", captioned(folder), teacher, SETTINGS)
@@ -100,43 +99,113 @@ def test_a_finished_cache_is_opened_and_nothing_is_asked_again(folder: Path) -> 
     assert content(folder / "cache") == before
 
 
-@pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("teacher", r"teacher.weights was '\w+', is '\w+'"),
         ("captions", r"source.captions.sha256 was '\w+', is '\w+'"),
-        ("picture", "source.pictures.sha256_of_names_and_sizes was"),
+        ("picture", "source.pictures.sha256_of_names_and_stamps was"),
+        ("dtype", "feature_dtype was 'float32', is 'float16'"),
     ],
 )
-def test_another_input_or_teacher_is_refused_by_its_difference(
-    change: str, message: str, finished: bool, folder: Path
+def test_a_finished_cache_of_another_input_or_teacher_is_refused_by_the_difference(
+    change: str, message: str, folder: Path
 ) -> None:
     extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)
-    if not finished:
-        manifest = json.loads((folder / "cache" / MANIFEST).read_text())
-        (folder / "cache" / MANIFEST).unlink()
-        rows = {"image": 10, "caption": 20}
-        plan = {"teacher": manifest["teacher"], "source": manifest["source"], "settings": manifest["extraction"]}
-        first_rows = {"image": 0, "caption": 0}
-        (folder / "cache" / PLAN).write_text(json.dumps({**plan, "rows": rows, "first_rows": first_rows}))
-        extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)  # its own plan: goes on
-        (folder / "cache" / MANIFEST).unlink()
-        (folder / "cache" / PLAN).write_text(json.dumps({**plan, "rows": rows, "first_rows": first_rows}))
     if change == "captions":
         (folder / "captions.csv").write_text((folder / "captions.csv").read_text().replace("cat", "dog"))
     if change == "picture":
         Image.new("RGB", (9, 9)).save(folder / "images" / "odd" / "3.png")
+    settings = dataclasses.replace(SETTINGS, feature_dtype="float16") if change == "dtype" else SETTINGS
+    with pytest.raises(CacheError, match=message):
+        extract_features(
+            folder / "cache", captioned(folder), make_teacher(seed=1 if change == "teacher" else 0), settings
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("teacher", r"begun extraction of something else: teacher.weights was"),
+        ("captions", r"begun extraction of something else: source.captions.sha256 was"),
+    ],
+)
+def test_a_begun_extraction_of_another_input_or_teacher_is_refused_by_the_difference(
+    change: str, message: str, folder: Path
+) -> None:
+    cut_short(folder)
+    if change == "captions":
+        (folder / "captions.csv").write_text((folder / "captions.csv").read_text().replace("cat", "dog"))
     with pytest.raises(CacheError, match=message):
         extract_features(
             folder / "cache", captioned(folder), make_teacher(seed=1 if change == "teacher" else 0), SETTINGS
         )
 
 
-def test_a_begun_extraction_refuses_other_settings(folder: Path) -> None:
-    (folder / "images" / "odd" / "9.png").write_bytes(b"no picture")
-    with pytest.raises(PictureError):
+def test_the_same_teacher_in_another_folder_is_the_same(folder: Path) -> None:
+    extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)
+    teacher = make_teacher()
+    moved = Teacher(teacher.model, teacher.image_processor, teacher.tokenizer, name="moved")
+    extract_features(folder / "cache", captioned(folder), moved, SETTINGS)
+
+
+def cut_short(folder: Path) -> bytes:
+    """Stops an extraction in its last shard of pictures, at a picture that it damages; returns the good one."""
+    path = folder / "images" / "odd" / "9.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    with pytest.raises(PictureError, match=r"odd/9.png .*Finished shards are kept.*on_error=skip"):
         extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)
+    return whole
+
+
+def test_a_mended_picture_goes_on_and_computes_only_what_is_missing(folder: Path) -> None:
+    extract_features(folder / "straight", captioned(folder), make_teacher(), SETTINGS)
+    whole = cut_short(folder)
+    (folder / "images" / "odd" / "9.png").write_bytes(whole)
+    teacher, pictures = make_teacher(), []
+    teacher.model.vision_model.register_forward_hook(lambda m, a, k, o: pictures.append(len(o[0])), with_kwargs=True)
+    extract_features(folder / "cache", captioned(folder), teacher, SETTINGS)
+    assert sum(pictures) == 1 + 2  # one to know the width
+    assert content(folder / "cache") == content(folder / "straight")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "foreign", "another input"])
+def test_a_finished_shard_that_is_not_this_run_s_is_made_again(damage: str, folder: Path) -> None:
+    extract_features(folder / "straight", captioned(folder), make_teacher(), SETTINGS)
+    whole = cut_short(folder)
+    shard = folder / "cache" / "image_features-00000.safetensors"
+    stored = shard.read_bytes()
+    if damage == "flipped":
+        shard.write_bytes(stored[:-1] + bytes([stored[-1] ^ 1]))
+    elif damage == "cut":
+        shard.write_bytes(stored[:-1])
+    elif damage == "foreign":
+        extract_features(folder / "foreign", captioned(folder), make_teacher(seed=1), SKIP)
+        shard.write_bytes((folder / "foreign" / shard.name).read_bytes())
+    else:
+        shard.write_bytes((folder / "cache" / "image_features-00001.safetensors").read_bytes())
+    (folder / "images" / "odd" / "9.png").write_bytes(whole)
+    extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)
+    assert content(folder / "cache") == content(folder / "straight")
+
+
+def test_a_kill_just_before_the_clean_up_is_cleaned_up_by_the_next_run(folder: Path) -> None:
+    extract_features(folder / "straight", captioned(folder), make_teacher(), SETTINGS)
+    whole = cut_short(folder)
+    plan = (folder / "cache" / PLAN).read_text()
+    (folder / "images" / "odd" / "9.png").write_bytes(whole)
+    extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)
+    for kill in ("again", "append"):
+        (folder / "cache" / PLAN).write_text(plan)
+        (folder / "cache" / "captions-00007.arrow").write_text("of a manifest that was never written")
+        (folder / "cache" / "manifest.json.99.tmp").write_text("{")
+        extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS, append=kill == "append")
+        assert content(folder / "cache") == content(folder / "straight")
+
+
+def test_a_begun_extraction_refuses_other_settings(folder: Path) -> None:
+    cut_short(folder)
     with pytest.raises(CacheError, match="begun extraction of something else: settings.batch_size was 2, is 3"):
         extract_features(
             folder / "cache", captioned(folder), make_teacher(), dataclasses.replace(SETTINGS, batch_size=3)
@@ -184,6 +253,28 @@ def test_a_killed_addition_leaves_the_old_cache_open_and_goes_on(folder: Path) -
     again = extract_features(folder / "cache", captioned(folder), make_teacher(), SKIP, append=True)
     assert again.images["image"][-2:] == ["x.png", "y.png"]
     assert again.skipped_images.tolist() == [11]
+
+    # The picture that could not be read is mended: its captions move to its new row, nothing else does.
+    before = {name: digest for name, digest in content(folder / "cache").items() if "features" in name}
+    assert extract_features(folder / "cache", captioned(folder), make_teacher(), SKIP, append=True).skipped_images.size
+    Image.new("RGB", (40, 40), "olive").save(folder / "images" / "y.png")
+    mended = extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS, append=True)
+    assert mended.images["image"][-2:] == ["y.png", "y.png"]
+    assert len(mended.captions) == 22
+    assert mended.captions["image_row"][-1] == 12
+    assert before.items() <= content(folder / "cache").items()
+    assert len(TeacherPairs(mended)) == 22
+    picture = open_picture(folder / "images" / "y.png", "y.png")
+    teacher = make_teacher()
+    expected = teacher.embed_pictures(preprocess(teacher.image_processor, [picture]))[0]
+    torch.testing.assert_close(torch.from_numpy(mended.image_features.rows([12])[0]), expected)
+
+
+def test_adding_another_picture_of_a_known_name_is_refused(folder: Path) -> None:
+    extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)
+    Image.new("RGB", (40, 40), "olive").save(folder / "images" / "odd" / "1.png")
+    with pytest.raises(CacheError, match="1 pictures that have changed since, such as 'odd/1.png'"):
+        extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS, append=True)
 
 
 def test_adding_with_another_teacher_or_to_nothing_is_refused(folder: Path) -> None:
@@ -278,7 +369,7 @@ def test_what_cannot_be_read_is_listed_and_moves_no_other_row(folder: Path) -> N
 def test_what_is_known_to_be_unreadable_stops_before_any_work(folder: Path) -> None:
     damage(folder)
     with pytest.raises(
-        ValueError, match=r"odd/1.png is missing .* \(2 more such .*Nothing was extracted.*on_error=skip"
+        ValueError, match=r"odd/1.png is missing .* There are 2 more such .*Nothing was extracted.*on_error=skip"
     ):
         extract_features(folder / "cache", captioned(folder), make_teacher(), SETTINGS)
     assert not (folder / "cache").exists()
@@ -312,13 +403,14 @@ def test_features_that_overflow_are_a_failure_of_that_picture(folder: Path) -> N
     with torch.no_grad():
         teacher.model.visual_projection.weight *= 1e5
     settings = dataclasses.replace(SETTINGS, feature_dtype="float16")
-    with pytest.raises(PictureError, match=r"even/0.png: its features overflow float16"):
+    with pytest.raises(PictureError, match=r"even/0.png: its features are NaN, or too large for float16"):
         extract_features(folder / "cache", captioned(folder), teacher, settings)
 
 
 def test_a_full_disk_is_one_clear_error_and_loses_nothing_that_was_done(folder: Path) -> None:
     settings = dataclasses.replace(SETTINGS, rows_per_shard=64)
     whole = extract_features(folder / "whole", captioned(folder), make_teacher(), settings)
+    resource = pytest.importorskip("resource", reason="limits the size of files, which only Unix can")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         too_large = whole.folder / "caption_features-00000.safetensors"

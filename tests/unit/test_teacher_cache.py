@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 from tiny import make_cache
 
-from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache, manifest_checksum, read_manifest
 from kdmcse_hf.teacher.cache_writer import write_cache
 from kdmcse_hf.teacher.feature_import import import_features
 from kdmcse_hf.teacher.shard import CacheError
@@ -122,12 +122,55 @@ def test_verify_finds_one_flipped_bit(tmp_path: Path) -> None:
         TeacherCache(tmp_path).verify()
 
 
-def test_a_shard_that_contradicts_the_manifest_is_refused(tmp_path: Path) -> None:
+def rewrite(folder: Path, manifest: dict) -> None:
+    """Changes a manifest as somebody would who means it: with its checksum."""
+    manifest["checksum"] = manifest_checksum(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     make_cache(tmp_path)
     path = tmp_path / MANIFEST
-    manifest = json.loads(path.read_text())
+    path.write_text(path.read_text().replace('"name": "random"', '"name": "openai/clip"'))
+    with pytest.raises(CacheError, match=r"manifest\.json was changed: its own checksum is '\w+', its content gives"):
+        TeacherCache(tmp_path)
+
+
+def test_another_cache_s_manifest_is_refused_by_the_shard_it_does_not_fit(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        make_cache(tmp_path / name, seed=seed)
+    manifest = read_manifest(tmp_path / "one")
+    manifest["teacher"]["digest"] = "0" * 16
+    rewrite(tmp_path / "one", manifest)
+    with pytest.raises(CacheError, match=r"image_features-00000.* teacher '\w+' where the manifest says '0{16}'"):
+        TeacherCache(tmp_path / "one")
+    (tmp_path / "one" / MANIFEST).write_bytes((tmp_path / "two" / MANIFEST).read_bytes())
+    with pytest.raises(CacheError, match=r"captions\.arrow is .* bytes long, but the manifest says"):
+        TeacherCache(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["../precious.arrow", "/tmp/precious.arrow", "a/b.arrow", "precious.txt"])
+def test_a_manifest_never_reaches_beyond_its_folder(name: str, tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    manifest = read_manifest(tmp_path)
+    manifest["images"]["file"] = name
+    rewrite(tmp_path, manifest)
+    with pytest.raises(CacheError, match="expected a plain name of a file beside it"):
+        TeacherCache(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "no json", '{"format": 1}'])
+def test_what_is_no_manifest_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(CacheError, match="is not a manifest|expected 'kdmcse_hf teacher cache' version 1"):
+        TeacherCache(tmp_path)
+
+
+def test_a_shard_that_contradicts_the_manifest_is_refused(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    manifest = read_manifest(tmp_path)
     manifest["image_features"]["width"] = 13
-    path.write_text(json.dumps(manifest))
+    rewrite(tmp_path, manifest)
     with pytest.raises(CacheError, match=r"shape \(16, 12\) where the manifest says \(16, 13\)"):
         TeacherCache(tmp_path)
 
