@@ -16,7 +16,7 @@ from kdmcse_hf.audit import filter as audit_filter
 from kdmcse_hf.audit import page as audit_page
 from kdmcse_hf.audit.chart import draw_chart
 from kdmcse_hf.audit.gallery import LENGTH, LISTS, Example
-from kdmcse_hf.audit.page import percent, render_page
+from kdmcse_hf.audit.page import decimal, percent, render_page
 from kdmcse_hf.audit.report import Audit, audit_pairs
 from kdmcse_hf.calibration import QUANTILES, calibrate
 from kdmcse_hf.cli import main
@@ -447,6 +447,13 @@ def test_a_picture_that_cannot_be_read_gets_a_labelled_placeholder(pairs: Teache
     labels = [a["aria-label"] for tag, a in page.elements if tag == "div" and a.get("role") == "img"]
     assert labels and set(labels) == {f"picture {broken} is missing or broken"}
     assert page.count("img") > 10
+
+
+@pytest.mark.parametrize("source", ["text_image", "image_text", "text_text", "image_image"])
+def test_every_pair_shows_the_cosine_that_it_is_listed_for(source: str, pairs: TeacherPairs) -> None:
+    found = audit(pairs, thresholds={source: ["cosine:0.3"]})
+    shown = re.findall(r"<strong>(\N{MINUS SIGN}?\d\.\d{3})</strong>", render_page(found))
+    assert shown == [decimal(example.scores[source]) for example in examples(found, source)]
 
 
 def test_without_pictures_the_page_shows_the_captions(pairs: TeacherPairs) -> None:
