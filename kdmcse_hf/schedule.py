@@ -125,32 +125,67 @@ class Schedule:
 
 
 _STREAMS = {"text": 0, "pair": 1, "kinds": 2}
-_MAX_ROUNDS = 1000
+_ROUNDS = 20
 
 
 def _keep_images_apart(
     order: NDArray[np.int64], image_of_pair: NDArray[np.int64], batch_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """`order`, with pairs that meet one of their own image in a batch put in the place of others at random."""
-    full = len(order) // batch_size * batch_size
+    """`order`, with pairs that meet one of their own image in a batch put in the place of others at random.
+
+    Where images have so many pairs that this does not come to an end, a new order.
+    """
+    num_batches = len(order) // batch_size
+    full = num_batches * batch_size
     places = np.arange(len(order))
     # Behind the last full batch nobody meets: each place there is a batch of its own.
     batch_of_place = np.where(places < full, places // batch_size, places)
-    _, image_of_pair = np.unique(image_of_pair, return_inverse=True)
-    for _ in range(_MAX_ROUNDS):
-        key = batch_of_place * (image_of_pair.max() + 1) + image_of_pair[order]
+    _, image_of_pair, counts = np.unique(image_of_pair, return_inverse=True, return_counts=True)
+    if np.minimum(counts, num_batches).sum() < full:
+        raise ValueError(
+            f"There is no order in which batches of {batch_size} hold an image once: the {len(order):,} pairs have "
+            f"{len(counts):,} images, one of them {counts.max():,} times, in {num_batches:,} batches. Use smaller "
+            "batches, more images, or `captions_per_image=one`."
+        )
+    for _ in range(_ROUNDS):
+        key = batch_of_place * len(counts) + image_of_pair[order]
         by_key = np.argsort(key, kind="stable")
         again = by_key[1:][np.diff(key[by_key]) == 0]
         if not len(again):
             return order
         for place, other in zip(again, rng.integers(len(order), size=len(again)), strict=True):
             order[[place, other]] = order[[other, place]]
-    most = np.bincount(image_of_pair).max()
-    raise ValueError(
-        f"No order was found in which batches of {batch_size} hold an image once: the {len(order):,} pairs have "
-        f"{image_of_pair.max() + 1:,} images, one of them {most:,} times, in {full // batch_size:,} batches. Use "
-        "smaller batches, more images, or `captions_per_image=one`."
-    )
+    return _deal(order, image_of_pair, counts, batch_size, rng)
+
+
+def _deal(
+    order: NDArray[np.int64],
+    image_of_pair: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    batch_size: int,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """A random order in which the pairs of each image are dealt to different batches, one after the other.
+
+    Args:
+        order: of all pairs, at random.
+        image_of_pair: (num_pairs,) numbers of images.
+        counts: (num_images,) pairs of each image; at most `num_batches` of each have to fill the batches.
+    """
+    num_batches = len(order) // batch_size
+    full = num_batches * batch_size
+    by_image = order[np.argsort(rng.permutation(len(counts))[image_of_pair[order]], kind="stable")]
+    starts = np.flatnonzero(np.diff(image_of_pair[by_image], prepend=-1))
+    number = np.empty(len(order), dtype=np.int64)  # of each pair among those of its image
+    number[by_image] = np.arange(len(order)) - np.repeat(starts, counts[image_of_pair[by_image[starts]]])
+    # What an image has beyond one pair a batch goes behind the last full batch, then others at random.
+    kept_first = order[np.argsort(number[order] >= num_batches, kind="stable")]
+    kept = np.zeros(len(order), dtype=np.bool_)
+    kept[kept_first[:full]] = True
+    # An image's pairs lie side by side, at most one a batch, so dealing in turn puts no two into one batch.
+    batches = by_image[kept[by_image]].reshape(batch_size, num_batches).T
+    batches = rng.permuted(rng.permutation(batches), axis=1)
+    return np.concatenate([batches.ravel(), kept_first[full:]])
 
 
 def derive_interval(num_text: int, num_pairs: int, batch_size: int) -> int:

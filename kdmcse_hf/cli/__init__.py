@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from . import audit, extract, import_features, import_json, verify
 
 _COMMANDS = (extract, audit, verify, import_features, import_json)
+_EXTRAS = {"PIL": "vision", "h5py": "import", "ijson": "import"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: run the same command again to go on\n")
+        return 130  # what a shell makes of SIGINT
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        sys.stderr.write(
+            f"kdmcse {arguments.command}: error: the package {package} is missing: "
+            f"pip install 'kdmcse_hf[{_EXTRAS[package]}]'\n"
+        )
+        return 1
     except (ValueError, OSError) as error:
         sys.stderr.write(f"kdmcse {arguments.command}: error: {error}\n")
         return 1

@@ -1,6 +1,6 @@
 """The frozen teacher, from pictures and captions to the features that training reads.
 
-annotations, pictures -> captioned_pictures     what the teacher is asked about
+text -> annotations, pictures -> captioned_pictures     what the teacher is asked about
 encoder                                         the teacher itself
 extraction_plan -> extraction                   asking it, in shards, on any number of processes
 shard -> cache_writer -> cache                  what it said, on disk

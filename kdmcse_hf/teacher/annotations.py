@@ -12,6 +12,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdmcse_hf.teacher.text import naming_bad_bytes, unicode_problem
+
 _LAYOUTS = (
     "a table (.csv .tsv .jsonl .parquet) with columns image and caption, Flickr's token file (.token .txt), Kaggle's "
     "captions.txt or results.csv, the Hub's flickr_annotations_30k.csv, COCO's captions_*.json, Karpathy's "
@@ -64,13 +66,16 @@ def read_caption_table(path: str | Path) -> tuple[list[str], list[str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as [`read_annotations`]; also an annotation without image or caption, or none at all.
+        ValueError: as [`read_annotations`]; also an annotation without image or caption or with one that is not valid
+            Unicode, or none at all.
     """
     images, captions = [], []
     for annotation in read_annotations(path):
         for column, text in (("image", annotation.image), ("caption", annotation.caption)):
             if not text.strip():
                 raise ValueError(f"{path}, {annotation.place}: the {column} is empty. Fill it in, or remove the row.")
+            if problem := unicode_problem(text):
+                raise ValueError(f"{path}, {annotation.place}: the {column} is {problem}. Correct or remove it.")
         images.append(annotation.image)
         captions.append(annotation.caption)
     if not images:
@@ -110,7 +115,7 @@ def _read(path: Path, column: str) -> Iterator[Annotation]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is a folder: expected a file with captions.")
     suffix = path.suffix.lower()
-    try:
+    with naming_bad_bytes(path):
         if suffix in (".csv", ".tsv", ".txt", ".token"):
             yield from _read_text(path, column)
         elif suffix == ".jsonl":
@@ -121,14 +126,6 @@ def _read(path: Path, column: str) -> Iterator[Annotation]:
             yield from _read_parquet(path, column)
         else:
             raise ValueError(f"{path} ends in {path.suffix!r}: expected {_LAYOUTS}.")
-    except UnicodeDecodeError as error:
-        # The error's own position counts from wherever the reader's buffer began.
-        lines = path.read_bytes().split(b"\n")
-        number = next(n for n, line in enumerate(lines, start=1) if line.decode("utf-8", "ignore").encode() != line)
-        raise ValueError(
-            f"{path}, line {number}: not UTF-8 ({error.reason}: {error.object[error.start : error.end]!r}). Convert "
-            "the file, for instance with iconv."
-        ) from error
 
 
 def _read_text(path: Path, column: str) -> Iterator[Annotation]:

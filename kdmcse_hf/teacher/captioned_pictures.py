@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+import reprlib
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +14,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from kdmcse_hf.teacher.annotations import Annotation, read_annotations, read_split
-from kdmcse_hf.teacher.pictures import PictureError, PictureFolder, open_picture
+from kdmcse_hf.teacher.pictures import PictureError, PictureFolder, file_stamp, open_picture
 from kdmcse_hf.teacher.shard import sha256
+from kdmcse_hf.teacher.text import unicode_problem
 
 
 class PictureStore(Protocol):
@@ -22,8 +25,8 @@ class PictureStore(Protocol):
     def open(self, name: str) -> Image.Image:
         """The picture in RGB, or a `PictureError` that names it."""
 
-    def stamp(self, name: str) -> int:
-        """A number that changes when the picture's file does, or a `PictureError` that names it."""
+    def stamp(self, name: str) -> str:
+        """A text that changes when the picture does, or a `PictureError` that names it."""
 
 
 @dataclass
@@ -37,6 +40,7 @@ class CaptionedPictures:
         pictures: opens them.
         source: what they were read from, for the manifest of a cache.
         image_problems, caption_problems: rows that cannot be read, and why.
+        stamps: (N,) what [`PictureStore.stamp`] says of each picture, `None` where it cannot be read; empty if unknown.
     """
 
     names: list[str]
@@ -44,9 +48,9 @@ class CaptionedPictures:
     image_rows: list[int]
     pictures: PictureStore
     source: dict[str, Any]
-    stamps: list[str | None] = field(default_factory=list)
     image_problems: dict[int, str] = field(default_factory=dict)
     caption_problems: dict[int, str] = field(default_factory=dict)
+    stamps: list[str | None] = field(default_factory=list)
 
     @classmethod
     def from_files(
@@ -62,12 +66,15 @@ class CaptionedPictures:
         Args:
             captions_file: names pictures relative to the folder.
             image_folder: holds them, in sub-folders or not.
-            splits_file: a table with columns `image` and `split`, where the captions file has no splits.
+            splits_file: a table with columns `image` and `split`, where the captions file has no splits; goes with
+                `split`.
             split: keep only this one.
 
         Raises:
             FileNotFoundError, ValueError: the file or the folder cannot be read as such.
         """
+        if splits_file is not None and split is None:
+            raise ValueError(f"{splits_file} has splits, but `split` is None: name the one to keep, such as 'train'.")
         folder = PictureFolder(image_folder)
         annotations: Iterable[Annotation] = read_annotations(captions_file, None if splits_file else split)
         if splits_file is not None and split is not None:
@@ -77,6 +84,8 @@ class CaptionedPictures:
         result.source["captions"] = {"file": Path(captions_file).name, "sha256": sha256(Path(captions_file))}
         if split is not None:
             result.source["split"] = split
+        if splits_file is not None:
+            result.source["splits"] = {"file": Path(splits_file).name, "sha256": sha256(Path(splits_file))}
         return result
 
     @classmethod
@@ -85,10 +94,10 @@ class CaptionedPictures:
     ) -> "CaptionedPictures":
         """A dataset with an `Image` column and a column of one caption, or a list of captions, a row.
 
-        Rows whose pictures come from one file are one picture.
+        Rows of the same bytes, or of one file where the dataset holds paths only, are one picture.
 
         Raises:
-            ValueError: no such columns, or they hold something else.
+            ValueError: no such columns, or they hold something else (names the row).
         """
         for column in (image_column, caption_column):
             if column not in dataset.column_names:
@@ -101,11 +110,11 @@ class CaptionedPictures:
                 "(`dataset.cast_column(name, datasets.Image())`)."
             )
         store = DatasetPictures(dataset, image_column)
-        captions = dataset.select_columns([caption_column])
+        texts = dataset.select_columns([caption_column]).with_format(None)[caption_column]
         annotations = (
             Annotation(f"row {row}", store.names[row], caption or "")
-            for row, value in enumerate(captions[caption_column])
-            for caption in (value if isinstance(value, list) else [value])
+            for row, value in enumerate(texts)
+            for caption in _captions(value, f"The dataset, row {row}: the column {caption_column!r}")
         )
         result = cls._from_annotations(annotations, store, "the dataset")
         result.source["dataset"] = {"rows": len(dataset), "fingerprint": dataset._fingerprint}
@@ -121,53 +130,112 @@ class CaptionedPictures:
         image_problems: dict[int, str] = {}
         caption_problems: dict[int, str] = {}
         for annotation in annotations:
+            place = f"{origin}, {annotation.place}"
             if not annotation.caption.strip():
-                caption_problems[len(captions)] = f"{origin}, {annotation.place}: the caption is empty"
-            name = annotation.image if annotation.image.strip() else ""
+                caption_problems[len(captions)] = f"{place}: the caption is empty"
+            elif problem := unicode_problem(annotation.caption):
+                caption_problems[len(captions)] = f"{place}: the caption is {problem}"
+            name = _writable(annotation.image) if annotation.image.strip() else ""
             row = row_of.setdefault(name, len(row_of))
             if not name:
-                image_problems.setdefault(row, f"{origin}, {annotation.place}: the caption has no picture")
-            captions.append(annotation.caption)
+                image_problems.setdefault(row, f"{place}: the caption has no picture")
+            elif problem := unicode_problem(annotation.image):
+                image_problems.setdefault(row, f"{place}: the image name is {problem}")
+            captions.append(_writable(annotation.caption))
             image_rows.append(row)
         if not captions:
             raise ValueError(f"{origin} has no captions to extract: expected at least one picture and caption.")
         digest = hashlib.sha256()
         stamps: list[str | None] = []
         for name, row in row_of.items():
-            stamp: int | None = None
-            try:
-                stamp = pictures.stamp(name) if name else None
-            except PictureError as error:
-                image_problems[row] = str(error)
-            stamps.append(None if stamp is None else str(stamp))
-            digest.update(f"{name}\0{stamp}\n".encode(errors="surrogateescape"))
+            stamp: str | None = None
+            if row not in image_problems:
+                try:
+                    stamp = pictures.stamp(name)
+                except PictureError as error:
+                    image_problems[row] = str(error)
+            stamps.append(stamp)
+            digest.update(f"{name}\0{stamp}\n".encode())
         source = {"pictures": {"count": len(row_of), "sha256_of_names_and_stamps": digest.hexdigest()}}
-        return cls(list(row_of), captions, image_rows, pictures, source, stamps, image_problems, caption_problems)
+        return cls(list(row_of), captions, image_rows, pictures, source, image_problems, caption_problems, stamps)
+
+
+def _captions(value: Any, place: str) -> list[str | None]:
+    captions = value if isinstance(value, list) else [value]
+    for caption in captions:
+        if caption is not None and not isinstance(caption, str):
+            raise ValueError(f"{place} is {reprlib.repr(value)}, expected text or a list of texts.")
+    return captions
+
+
+def _writable(text: str) -> str:
+    """Half surrogate pairs as escapes: a row that cannot be read still has its place in the cache's tables."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class DatasetPictures:
-    """The pictures of a dataset's `Image` column, by name: that of their file, or the number of their row."""
+    """The pictures of a dataset's `Image` column, by name: where it holds bytes, a picture is its content."""
 
     def __init__(self, dataset: datasets.Dataset, column: str) -> None:
         self.column = column
-        self._dataset = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        paths: list[str | None] = []
-        for table in self._dataset.with_format("arrow").iter(batch_size=1000):
-            paths += pc.struct_field(table[column], "path").to_pylist()
-        folders = {os.path.dirname(path) for path in paths if path}
-        common = os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else None
+        dataset = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)).with_format(None)
+        self._dataset = dataset
+        contents: list[str | None] = []  # the hash of each row's bytes
+        paths: list[str] = []
+        for table in dataset.with_format("arrow").iter(batch_size=100):
+            for stored in pc.struct_field(table[column], "bytes"):
+                contents.append(hashlib.sha256(stored.as_buffer()).hexdigest() if stored.is_valid else None)
+            paths += [os.path.normpath(path) if path else "" for path in _paths(table[column])]
+        file_names: dict[str, str] = {}
+        for content, path in zip(contents, paths, strict=True):
+            if content is not None:
+                file_names[content] = file_names.get(content) or os.path.basename(path)
+        name_of_path = _relative({path for content, path in zip(contents, paths, strict=True) if path and not content})
+        name_of_content = _distinct(file_names, name_of_path.values())
         self.names = [
-            f"{row:08d}" if not path else os.path.relpath(path, common) if common else path
-            for row, path in enumerate(paths)
+            name_of_path.get(path, "") if content is None else name_of_content[content]
+            for content, path in zip(contents, paths, strict=True)
         ]
-        """(rows,) the name of each row's picture."""
+        """(rows,) the name of each row's picture, `""` where it has none."""
         self._row_of = {name: row for row, name in reversed(list(enumerate(self.names)))}
+        self._content_of = {name: content for content, name in name_of_content.items()}
 
     def open(self, name: str) -> Image.Image:
         stored = self._dataset[self._row_of[name]][self.column]
-        if stored is None or (stored["bytes"] is None and stored["path"] is None):
-            raise PictureError(f"Row {self._row_of[name]} of the dataset has no picture.")
         return open_picture(stored["path"] if stored["bytes"] is None else stored["bytes"], name)
 
-    def stamp(self, name: str) -> int:
-        return self._row_of[name]  # the dataset's own fingerprint tells whether it has changed
+    def stamp(self, name: str) -> str:
+        content = self._content_of.get(name)
+        return file_stamp(self._dataset[self._row_of[name]][self.column]["path"], name) if content is None else content
+
+
+def _paths(column: Any) -> list[str | None]:
+    paths: list[str | None] = pc.struct_field(column, "path").to_pylist()
+    return paths
+
+
+def _relative(paths: set[str]) -> dict[str, str]:
+    """Each path's name: relative to the folder that they share."""
+    folders = {os.path.dirname(path) for path in paths}
+    common = os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else None
+    return {path: os.path.relpath(path, common) if common else path for path in paths}
+
+
+def _distinct(file_names: dict[str, str], others: Collection[str]) -> dict[str, str]:
+    """A name for each content, given by its hash: that of its file, with digits of the hash where others have it, too.
+
+    The number of a row would not do: pictures that are added later have numbers of their own.
+    """
+    known = Counter([*file_names.values(), *others])
+    names: dict[str, str] = {}
+    for digits in (8, 64):
+        names = {}
+        for content, file_name in file_names.items():
+            stem, ending = os.path.splitext(file_name)
+            if not file_name.strip():
+                names[content] = f"sha-{content[: 2 * digits]}"
+            else:
+                names[content] = file_name if known[file_name] == 1 else f"{stem}-{content[:digits]}{ending}"
+        if len({*names.values(), *others}) == len(names) + len(set(others)):
+            break
+    return names

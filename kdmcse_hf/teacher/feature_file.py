@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from kdmcse_hf.teacher.shard import CacheError
 
 HDF5_ENDINGS = (".hdf5", ".h5")
+_DTYPES = ("float16", "float32", "float64")
+_SAFETENSORS_NAMES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 _CHUNK = 16384
 
 
@@ -31,24 +33,30 @@ class FeatureFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist: expected features (.safetensors, .hdf5 or .npy).")
         try:
-            self._array = self._open(tensor)
-            shape = tuple(getattr(self._array, "shape", None) or self._array.get_shape())
+            self._array, shape, dtype = self._open(tensor)
         except (SafetensorError, TypeError, ValueError, OSError, KeyError) as error:
             raise CacheError(f"{self.path} cannot be read as features: {error}") from error
         if len(shape) != 2 or shape[0] != expected_rows:
             raise CacheError(
                 f"{self.path} holds features of shape {shape}: expected {expected_rows:,} rows of one width."
             )
+        if dtype not in _DTYPES:
+            raise CacheError(f"{self.path} holds {dtype} features: expected float16, float32 or float64. Convert them.")
 
-    def _open(self, tensor: str) -> Any:
+    def _open(self, tensor: str) -> tuple[Any, tuple[int, ...], str]:
+        """What can be sliced, its shape and dtype."""
         if self.path.suffix == ".npy":
-            return np.load(self.path, mmap_mode="r", allow_pickle=False)
+            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            return array, array.shape, array.dtype.name
         if self.path.suffix in HDF5_ENDINGS:
-            return _open_hdf5(self.path)
+            dataset = _open_hdf5(self.path)
+            return dataset, dataset.shape or (), dataset.dtype.name
         file = safe_open(self.path, "np").__enter__()
         if tensor not in file.keys():
             raise ValueError(f"it has no tensor {tensor!r}, only {', '.join(map(repr, file.keys()))}")
-        return file.get_slice(tensor)
+        tensor_slice = file.get_slice(tensor)
+        dtype = tensor_slice.get_dtype()
+        return tensor_slice, tuple(tensor_slice.get_shape()), _SAFETENSORS_NAMES.get(dtype, dtype)
 
     def chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
         """The given rows, in rising order, in portions; float64 becomes float32."""
@@ -67,4 +75,6 @@ def _open_hdf5(path: Path) -> Any:
     file = h5py.File(path, "r")
     if "features" not in file:
         raise ValueError(f"it has no dataset 'features', only {', '.join(map(repr, file))}")
+    if not isinstance(file["features"], h5py.Dataset):
+        raise ValueError("its 'features' is a group, expected a dataset")
     return file["features"]

@@ -9,6 +9,7 @@ from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.cache_writer import fingerprint, write_cache
 from kdmcse_hf.teacher.feature_file import HDF5_ENDINGS, FeatureFile
 from kdmcse_hf.teacher.shard import CacheError
+from kdmcse_hf.teacher.text import read_lines
 
 
 def import_features(
@@ -49,7 +50,7 @@ def import_features(
     if image_names_file is None:
         names = list(dict.fromkeys(image_of_caption))
     else:
-        names = Path(image_names_file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        names = read_lines(image_names_file)
     row_of = {name: row for row, name in enumerate(names)}
     if len(row_of) != len(names):
         raise CacheError(f"{image_names_file} names an image twice: {len(names):,} names, {len(row_of):,} distinct.")
@@ -95,10 +96,7 @@ def read_caption_lines(path: str | Path) -> list[str]:
     Raises:
         ValueError: an empty line, or not UTF-8.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}). Convert it, for instance with iconv.") from error
+    lines = read_lines(path)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise ValueError(

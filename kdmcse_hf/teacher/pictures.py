@@ -1,5 +1,6 @@
 """Picture files of every kind as upright RGB pictures, and a folder in which they are found by name."""
 
+import hashlib
 import io
 import os
 import warnings
@@ -21,7 +22,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MAX_RATIO = 100
 _REMEDY = "Fetch or save the file again, or remove it with its captions."
+_STAMPED = 4096
 Image.init()
 # Pillow hands PostScript to Ghostscript, which runs it as a program.
 _FORMATS = [name for name in Image.ID if name != "EPS"]
@@ -41,15 +44,15 @@ def open_picture(file: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
         name: what messages call it.
 
     Raises:
-        PictureError: the file cannot be read, is empty, is no picture, is broken or cut short, or has more pixels than
-            Pillow takes for safe.
+        PictureError: the file cannot be read, is empty, is no picture, is broken or cut short, has more pixels than
+            Pillow takes for safe, or sides of a ratio above 100.
     """
     try:
         if isinstance(file, str | Path):
             file = Path(file).read_bytes()
         content = file if isinstance(file, bytes) else file.read()
     except OSError as error:
-        raise PictureError(f"{name} cannot be read: {error}. Check the path and its permissions.") from error
+        raise _unreadable(name, error) from error
     if not content:
         raise PictureError(f"{name} is empty (0 bytes). {_REMEDY}")
     try:
@@ -57,8 +60,11 @@ def open_picture(file: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
             # Pillow warns of large pictures and odd metadata; what keeps it from reading a picture, it raises.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+                _check_ratio(picture, name)
                 picture.load()
                 return _upright_rgb(picture)
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
         raise PictureError(
             f"{name} is not a picture of a format that Pillow knows: it starts with {content[:16]!r}. {_REMEDY}"
@@ -69,6 +75,38 @@ def open_picture(file: str | Path | bytes | BinaryIO, name: str) -> Image.Image:
         raise PictureError(
             f"{name} ({len(content):,} bytes) cannot be read as a picture: {type(error).__name__}: {error}. {_REMEDY}"
         ) from error
+
+
+def _check_ratio(picture: Image.Image, name: str) -> None:
+    """Teachers bring the shortest side to some 224 pixels, which would make a line of pixels fill the memory."""
+    width, height = picture.size
+    if max(width, height) > _MAX_RATIO * min(width, height):
+        raise PictureError(
+            f"{name} is {width:,} x {height:,} pixels: expected sides of a ratio of at most {_MAX_RATIO}. Crop it, or "
+            "remove it with its captions."
+        )
+
+
+def file_stamp(file: str | Path, name: str) -> str:
+    """The size of a file and a hash of its first and last 4 KB: changes when the file does, without reading it whole.
+
+    Raises:
+        PictureError: the file cannot be read.
+    """
+    ends = hashlib.blake2b(digest_size=8)
+    try:
+        with open(file, "rb") as content:
+            size = os.fstat(content.fileno()).st_size
+            ends.update(content.read(_STAMPED))
+            content.seek(max(size - _STAMPED, 0))
+            ends.update(content.read(_STAMPED))
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return f"{size}-{ends.hexdigest()}"
+
+
+def _unreadable(name: str, error: OSError) -> PictureError:
+    return PictureError(f"{name} cannot be read: {error}. Check the path and its permissions.")
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
@@ -123,9 +161,10 @@ class PictureFolder:
         self._found: dict[str, list[str]] | None = None
 
     def path(self, name: str) -> Path:
-        """The file of a picture: at the path `name` below the folder, or anywhere below it under `name`'s last part.
+        """The file of a picture: at the path `name` below the folder, or where one of the two paths is the other's end.
 
-        Names that differ in Unicode normal form only are the same.
+        So `x.jpg` is found as `val2014/x.jpg`, and `val2014/x.jpg` as `x.jpg`, but never `a/x.jpg` as `b/x.jpg`. Names
+        that differ in Unicode normal form only are the same.
 
         Raises:
             PictureError: no such file, or several in different sub-folders.
@@ -135,11 +174,15 @@ class PictureFolder:
             return self.folder / path
         if self._found is None:
             self._found = self._search()
-        found = self._found.get(normalize("NFC", path.name), [])
+        # A pipe would make its reader wait for ever, and a link may lead nowhere.
+        files = self._found.get(normalize("NFC", path.name), [])
+        files = [file for file in files if os.path.isfile(self.folder / file)]
+        found = [file for file in files if _is_end(file, name)]
         found = [file for file in found if normalize("NFC", file) == normalize("NFC", path.as_posix())] or found
         if not found:
+            elsewhere = f" (but there is {files[0]})" if files else ""
             raise PictureError(
-                f"{name} is missing in {self.folder} and its sub-folders. Add it, or remove its captions."
+                f"{name} is missing in {self.folder} and its sub-folders{elsewhere}. Add it, or remove its captions."
             )
         if len(found) > 1:
             more = f" and {len(found) - 2:,} more" if len(found) > 2 else ""
@@ -157,13 +200,13 @@ class PictureFolder:
         """
         return open_picture(self.path(name), name)
 
-    def stamp(self, name: str) -> int:
-        """A number that changes when the file does: its size in bytes.
+    def stamp(self, name: str) -> str:
+        """A text that changes when the file does, from [`file_stamp`].
 
         Raises:
-            PictureError: as [`path`].
+            PictureError: as [`path`], or the file cannot be read.
         """
-        return self.path(name).stat().st_size
+        return file_stamp(self.path(name), name)
 
     def _search(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -172,3 +215,9 @@ class PictureFolder:
             for file in files:
                 found.setdefault(normalize("NFC", file), []).append((below / file).as_posix())
         return {file: sorted(paths) for file, paths in found.items()}
+
+
+def _is_end(file: str, name: str) -> bool:
+    """Whether one path is the end of the other."""
+    one, other = (Path(normalize("NFC", path)).parts[::-1] for path in (file, name))
+    return all(mine == theirs for mine, theirs in zip(one, other, strict=False))

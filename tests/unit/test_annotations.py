@@ -349,6 +349,15 @@ def test_bytes_that_are_not_utf_8_are_named_with_their_line(name: str, lines: st
         list(read_annotations(path))
 
 
+@pytest.mark.parametrize(("image", "caption", "column"), [("a", "x \ud83d", "caption"), ("a\ude00", "x", "image")])
+def test_half_of_a_surrogate_pair_is_named_with_its_place(
+    image: str, caption: str, column: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "c.jsonl", json.dumps({"image": image, "caption": caption}))
+    with pytest.raises(ValueError, match=rf"{path}, line 1: the {column} is not valid Unicode \('\\ud.* at character"):
+        read_caption_table(path)
+
+
 @pytest.mark.parametrize("name", ["gone.csv", ""])
 def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"{tmp_path / name} does not exist or is a folder"):

@@ -16,13 +16,13 @@ from kdmcse_hf.audit import filter as audit_filter
 from kdmcse_hf.audit import page as audit_page
 from kdmcse_hf.audit.chart import draw_chart
 from kdmcse_hf.audit.gallery import LENGTH, LISTS, Example
-from kdmcse_hf.audit.page import percent, render_page
+from kdmcse_hf.audit.page import decimal, percent, render_page
 from kdmcse_hf.audit.report import Audit, audit_pairs
 from kdmcse_hf.calibration import QUANTILES, calibrate
 from kdmcse_hf.cli import main
 from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
 from kdmcse_hf.schedule import Schedule
-from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache
+from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache, manifest_checksum
 from kdmcse_hf.teacher.cache_writer import write_cache
 from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.threshold import Threshold
@@ -227,6 +227,7 @@ def test_rows_that_the_teacher_could_not_read_are_in_no_batch_and_in_no_example(
     make_cache(tmp_path, num_images=16, captions_per_image=2)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
     manifest["skipped"] = {"image": {"0": "broken"}, "caption": {"9": "empty"}}
+    manifest["checksum"] = manifest_checksum(manifest)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     pairs = TeacherPairs(TeacherCache(tmp_path))
     found = audit(pairs, UNMASKED, thresholds={"text_image": ["cosine:0.1"]}, num_batches=20)
@@ -447,6 +448,13 @@ def test_a_picture_that_cannot_be_read_gets_a_labelled_placeholder(pairs: Teache
     labels = [a["aria-label"] for tag, a in page.elements if tag == "div" and a.get("role") == "img"]
     assert labels and set(labels) == {f"picture {broken} is missing or broken"}
     assert page.count("img") > 10
+
+
+@pytest.mark.parametrize("source", ["text_image", "image_text", "text_text", "image_image"])
+def test_every_pair_shows_the_cosine_that_it_is_listed_for(source: str, pairs: TeacherPairs) -> None:
+    found = audit(pairs, thresholds={source: ["cosine:0.3"]})
+    shown = re.findall(r"<strong>(\N{MINUS SIGN}?\d\.\d{3})</strong>", render_page(found))
+    assert shown == [decimal(example.scores[source]) for example in examples(found, source)]
 
 
 def test_without_pictures_the_page_shows_the_captions(pairs: TeacherPairs) -> None:

@@ -132,16 +132,16 @@ def test_transparency_is_white_in_every_mode() -> None:
     [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF"), ("<i4", "PPM"), ("<i4", "TIFF"), ("<f4", "TIFF")],
 )
 def test_a_gradient_of_16_bits_stays_a_gradient(dtype: str, file_format: str) -> None:
-    values = (np.arange(256) * 257).reshape(1, 256)  # 0 to 65535
+    values = (np.arange(256) * 257).reshape(16, 16)  # 0 to 65535
     result = opened(Image.fromarray(values.astype(dtype)), file_format)
-    np.testing.assert_array_equal(result, np.repeat(np.arange(256)[None, :, None], 3, axis=2))
+    np.testing.assert_array_equal(result, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
 
 
 @pytest.mark.parametrize(("dtype", "top"), [("<i4", 255), ("<f4", 255), ("<f4", 1)])
 def test_a_gradient_in_a_smaller_range_of_32_bits_stays_a_gradient(dtype: str, top: int) -> None:
-    values = (np.arange(256) / 255 * top).reshape(1, 256)
+    values = (np.arange(256) / 255 * top).reshape(16, 16)
     result = opened(Image.fromarray(values.astype(dtype)), "TIFF")
-    np.testing.assert_array_equal(result, np.repeat(np.arange(256)[None, :, None], 3, axis=2))
+    np.testing.assert_array_equal(result, np.repeat(np.arange(256).reshape(16, 16, 1), 3, axis=2))
 
 
 @pytest.mark.parametrize(("dtype", "file_format"), [("<u2", "PNG"), ("<i4", "PPM")])
@@ -274,12 +274,62 @@ def test_a_name_is_a_path_below_the_folder_before_anything_else(folder: Path) ->
     pictures = PictureFolder(folder)
     assert pictures.path("1.jpg") == folder / "1.jpg"  # though there is c/d/1.jpg
     assert pictures.path("b/3.jpg") == folder / "b" / "3.jpg"
-    assert pictures.stamp("a/2.jpg") == len("a/2.jpg")
 
 
-@pytest.mark.parametrize("name", ["2.jpg", "train2014/2.jpg", "/elsewhere/2.jpg", "../2.jpg"])
-def test_a_name_s_last_part_is_found_in_a_sub_folder(name: str, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["2.jpg", "pictures/a/2.jpg", "/elsewhere/a/2.jpg", "../pictures/a/2.jpg"])
+def test_a_picture_is_found_where_its_path_ends_in_the_name_or_the_name_in_its_path(name: str, folder: Path) -> None:
     assert PictureFolder(str(folder)).path(name) == folder / "a" / "2.jpg"
+    assert PictureFolder(folder / "a").path(name) == folder / "a" / "2.jpg"
+
+
+@pytest.mark.parametrize("name", ["b/2.jpg", "a/b/2.jpg", "/elsewhere/2.jpg", "../2.jpg", "ca/2.jpg"])
+def test_a_picture_of_another_sub_folder_is_never_taken(name: str, folder: Path) -> None:
+    with pytest.raises(PictureError, match=rf"{name} is missing in {folder} .*\(but there is a/2\.jpg\). Add it"):
+        PictureFolder(folder).path(name)
+
+
+def test_a_sub_folder_in_the_name_chooses_among_pictures_of_one_name(folder: Path) -> None:
+    assert PictureFolder(folder).path("d/3.jpg") == folder / "c" / "d" / "3.jpg"
+    assert PictureFolder(folder).path("val2014/1.jpg") == folder / "1.jpg"
+
+
+def test_a_stamp_changes_with_either_end_of_a_file_and_with_its_size(tmp_path: Path) -> None:
+    file = tmp_path / "x.jpg"
+    stamps = []
+    for content in (b"a" * 9000, b"b" + b"a" * 8999, b"a" * 8999 + b"b", b"a" * 9001, b"a", b"b", b""):
+        file.write_bytes(content)
+        stamps.append(PictureFolder(tmp_path).stamp("x.jpg"))
+        assert PictureFolder(tmp_path).stamp("x.jpg") == stamps[-1]
+    assert len(set(stamps)) == 7
+
+
+def test_a_link_that_leads_nowhere_and_a_pipe_are_missing_pictures(tmp_path: Path) -> None:
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    pictures = PictureFolder(tmp_path)
+    for name in ("gone.jpg", "pipe.jpg"):
+        for method in (pictures.stamp, pictures.open):
+            with pytest.raises(PictureError, match=f"{name} is missing"):
+                method(name)
+
+
+def test_a_file_that_is_lost_after_it_was_found_is_a_picture_error(folder: Path) -> None:
+    class Lost(PictureFolder):
+        def path(self, name: str) -> Path:
+            return folder / "lost.jpg"
+
+    with pytest.raises(PictureError, match=r"1\.jpg cannot be read: .*No such file"):
+        Lost(folder).stamp("1.jpg")
+
+
+@pytest.mark.parametrize("size", [(1, 101), (101, 1), (20_001, 200)])
+def test_a_picture_with_sides_of_a_ratio_above_100_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(PictureError, match=r"^x is [\d,]+ x [\d,]+ pixels: expected .* at most 100. Crop it"):
+        open_picture(encoded(Image.new("L", size)), "x")
+
+
+def test_a_picture_with_sides_of_a_ratio_of_100_is_read() -> None:
+    assert open_picture(encoded(Image.new("L", (200, 2))), "x").size == (200, 2)
 
 
 def test_several_pictures_of_one_name_are_refused_with_their_places(folder: Path) -> None:
@@ -290,7 +340,7 @@ def test_several_pictures_of_one_name_are_refused_with_their_places(folder: Path
         pictures.path("3.jpg")
     (folder / "b" / "2.jpg").touch()
     with pytest.raises(PictureError, match=r": a/2\.jpg and b/2\.jpg: write the sub-folder into the caption file"):
-        PictureFolder(folder).stamp("train/2.jpg")
+        PictureFolder(folder).stamp("2.jpg")
 
 
 @pytest.mark.parametrize("name", ["gone.jpg", "a", "", "x\0.jpg", "x" * 5000])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import kdmcse_hf
+from kdmcse_hf import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +60,7 @@ assert not {{"torch", "transformers", "kdmcse_hf"}} & set(sys.modules)
 def test_modules_depend_in_one_direction_only() -> None:
     """From tensors over the teacher's side to the Trainer and the audit; no module imports a later one."""
     layers = [
-        {"configuration_kdmcse", "losses", "metrics", "schedule", "term_log", "threshold", "tokenizer"},
+        {"configuration_kdmcse", "losses", "metrics", "schedule", "teacher.text", "term_log", "threshold", "tokenizer"},
         {"checkpoint", "distributed", "embedding", "modeling_kdmcse", "objective", "sts", "training_args"},
         {"teacher.annotations", "teacher.pictures", "teacher.shard"},
         {"teacher.captioned_pictures", "teacher.encoder", "teacher.cache", "teacher.feature_file"},
@@ -96,10 +97,53 @@ def test_no_module_is_longer_than_its_reader_s_patience() -> None:
     assert {name: lines for name, lines in long.items() if lines > 320} == {}
 
 
-def test_bad_input_to_the_command_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from kdmcse_hf.cli import main
+def test_an_interrupted_command_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
-    status = main(
+    monkeypatch.setattr("kdmcse_hf.teacher.json_import.import_json", interrupt)
+    assert cli.main(["import-json", "cache", "x.json", "--teacher_name", "t"]) == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(("package", "extra"), [("PIL", "vision"), ("h5py", "import"), ("ijson", "import")])
+def test_a_missing_optional_package_is_one_line_with_its_remedy(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named '{package}.x'", name=f"{package}.x")
+
+    monkeypatch.setattr("kdmcse_hf.teacher.json_import.import_json", missing)
+    assert cli.main(["import-json", "cache", "x.json", "--teacher_name", "t"]) == 1
+    error = f"kdmcse import-json: error: the package {package} is missing: pip install 'kdmcse_hf[{extra}]'\n"
+    assert capsys.readouterr().err == error
+
+
+def test_any_other_missing_module_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'other'", name="other")
+
+    monkeypatch.setattr("kdmcse_hf.teacher.json_import.import_json", missing)
+    with pytest.raises(ModuleNotFoundError, match="other"):
+        cli.main(["import-json", "cache", "x.json", "--teacher_name", "t"])
+
+
+def test_an_audit_with_pictures_names_pillow_where_it_is_missing(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["PIL"] = None
+from kdmcse_hf.cli import main
+print(main(["audit", {str(tmp_path)!r}, "--images", {str(tmp_path)!r}, "--html", "page.html"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "1\n"
+    assert done.stderr == "kdmcse audit: error: the package PIL is missing: pip install 'kdmcse_hf[vision]'\n"
+
+
+def test_bad_input_to_the_command_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.main(
         ["import-features", str(tmp_path / "c"), "--captions", "gone.csv", "--image_features", "x.npy"]
         + ["--teacher_name", "t"]
     )

@@ -8,7 +8,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from kdmcse_hf.teacher.feature_file import FeatureFile
 from kdmcse_hf.teacher.feature_import import import_features
 from kdmcse_hf.teacher.json_import import import_json
 from kdmcse_hf.teacher.shard import CacheError
@@ -154,3 +157,52 @@ def test_a_file_that_is_no_hdf5_is_refused_by_name(mcse: dict[str, Any], tmp_pat
     mcse["image_features_file"].write_text("no")
     with pytest.raises(CacheError, match=r"flickr\.hdf5 cannot be read as features"):
         import_features(tmp_path / "cache", **mcse)
+
+
+def safetensors_file(path: Path, dtype: torch.dtype) -> Path:
+    save_file({"image_features": torch.ones(3, 4, dtype=dtype)}, path)
+    return path
+
+
+def npy_file(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def hdf5_group(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_group("features")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: safetensors_file(p / "x.safetensors", torch.bfloat16), "holds bfloat16 features: expected float16"),
+        (lambda p: safetensors_file(p / "x.safetensors", torch.int32), "holds I32 features: expected float16"),
+        (lambda p: npy_file(p / "x.npy", np.ones((3, 4), np.int64)), "holds int64 features: expected float16"),
+        (lambda p: npy_file(p / "x.npy", np.array(1.0)), r"holds features of shape \(\): expected 3 rows"),
+        (lambda p: hdf5_group(p / "x.hdf5"), "cannot be read as features: its 'features' is a group, expected a data"),
+    ],
+)
+def test_a_file_of_something_else_than_rows_of_floats_is_refused_by_name(
+    make: Any, message: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(CacheError, match=f"{path} {message}"):
+        FeatureFile(path, "image_features", 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_safetensors_of_every_kind_of_float_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    file = FeatureFile(safetensors_file(tmp_path / "x.safetensors", dtype), "image_features", 3)
+    np.testing.assert_array_equal(next(file.chunks(np.array([0, 2]))), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("file", ["captions.txt", "names.txt"])
+def test_a_list_that_is_not_utf_8_is_named_with_its_line(file: str, mcse: dict[str, Any], tmp_path: Path) -> None:
+    del mcse["features"]
+    (tmp_path / "names.txt").write_text("00000000\n00000001\n00000002\n")
+    (tmp_path / file).write_bytes("a\nb\nCafé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{tmp_path / file}, line 3: not UTF-8 .*b'\\xe9'.*Convert the file"):
+        import_features(tmp_path / "cache", image_names_file=tmp_path / "names.txt", **mcse)

@@ -137,7 +137,40 @@ def test_keeping_images_apart_moves_only_a_few_rows_and_loses_none() -> None:
     assert 0.9 < (before == after).mean() < 1
 
 
+TIGHT = {
+    "every image in every batch": ([5] * 8, 8),
+    "one batch": ([1] * 40, 40),
+    "one image in every batch": ([6] + [1] * 24, 5),
+    "some in more than every batch": ([9, 8, 7] + [6] * 3 + [1] * 3, 6),
+    "a tail": ([5] * 9, 8),
+    "a tail that only the largest image can fill": ([10] + [5] * 7, 8),
+}
+
+
+@pytest.mark.parametrize(("captions", "batch_size"), TIGHT.values(), ids=TIGHT)
+def test_images_are_kept_apart_wherever_that_is_possible(captions: list[int], batch_size: int) -> None:
+    images = np.repeat(np.arange(len(captions)), captions)
+    schedules = [Schedule(0, len(images), batch_size, None, seed=seed, image_of_pair=images) for seed in (0, 0, 1)]
+    epochs = []
+    for epoch in range(21):
+        steps = range(epoch * schedules[0].steps_per_epoch, (epoch + 1) * schedules[0].steps_per_epoch)
+        first, again, other = (np.concatenate([schedule.rows(step)[1] for step in steps]) for schedule in schedules)
+        for batch in first.reshape(-1, batch_size):
+            assert len(set(images[batch])) == batch_size
+        assert len(set(first)) == len(first)
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(first, other)
+        epochs.append(tuple(first))
+    assert len(set(epochs)) == 21
+    assert {row for epoch in epochs for row in epoch} == set(range(len(images)))  # nobody is left out for ever
+
+
 def test_an_image_with_more_captions_than_batches_is_refused() -> None:
     images = np.array([0] * 7 + list(range(1, 24)))
     with pytest.raises(ValueError, match="24 images, one of them 7 times, in 6 batches. Use smaller batches"):
         Schedule(0, 30, 5, None, seed=0, image_of_pair=images)
+
+
+def test_too_few_images_for_a_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match="There is no order .*batches of 8 .*: the 40 pairs have 7 images"):
+        Schedule(0, 40, 8, None, seed=0, image_of_pair=np.arange(40) % 7)
