@@ -244,6 +244,17 @@ def test_bf16_follows_float32_with_float32_weights(bert: Path, tmp_path: Path) -
     assert curves[0] != curves[1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_on_a_gpu_follows_float32(precision: str, bert: Path, tmp_path: Path) -> None:
+    curves = []
+    for settings in ({}, {precision: True}):
+        trainer = make_trainer(tmp_path, bert, dropout=False, use_cpu=False, **settings)
+        trainer.train()
+        curves.append(losses(trainer))
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.05)
+
+
 def test_a_step_under_fp16_autocast_has_finite_gradients(bert: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, bert)
     first_pair = trainer.train_dataset.num_text
