@@ -1,7 +1,7 @@
 """What is minimised: one objective with independent switches; SimCSE, MCSE and KDMCSE are presets of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -147,6 +147,13 @@ class PairEmbeddings:
     """(B, D): the teacher's own caption features."""
     image_ids: Tensor | None = None
     """(B,) integers: which image a caption belongs to."""
+
+    @classmethod
+    def cat(cls, parts: Sequence["PairEmbeddings"]) -> "PairEmbeddings":
+        """The rows of all parts, in order."""
+        columns: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in dataclasses.fields(cls)}
+        joined: dict[str, Any] = {k: None if column[0] is None else torch.cat(column) for k, column in columns.items()}
+        return cls(**joined)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "PairEmbeddings":
         """The same with `function` applied to every tensor that is there."""

@@ -3,20 +3,20 @@
 import dataclasses
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from kdmcse_hf.calibration import CALIBRATION_PAIRS, FilterReport, calibrate
 from kdmcse_hf.checkpoint import check_same_run, last_complete_checkpoint, save_description
 from kdmcse_hf.data import ContrastiveCollator, TrainingData
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.embedding import SentenceEncoder
-from kdmcse_hf.modeling_kdmcse import KDMCSEModel
-from kdmcse_hf.objective import Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.grad_cache import cached_backward, split_rows
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel, KDMCSEOutput
+from kdmcse_hf.objective import Objective, ObjectiveOutput, PairEmbeddings, compute_objective
+from kdmcse_hf.preflight import check_fit
 from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
 from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
@@ -67,7 +67,7 @@ class KDMCSETrainer(Trainer):
         if processing_class is None:
             raise ValueError("`processing_class` is None: the Trainer needs the model's tokenizer to pad and to score.")
         self.objective: Objective
-        self.objective, self.filter_reports = _checked(model, args, objective, train_dataset)
+        self.objective, self.filter_reports = check_fit(model, objective, train_dataset, args.seed)
         super().__init__(
             model=model,
             args=args,
@@ -140,6 +140,37 @@ class KDMCSETrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The objective of one batch, with the rows of all processes as candidates."""
+        anchors, outputs = self._embed(model, inputs)
+        result = self._score(anchors)
+        if model.training:
+            self.term_log.record({**result.terms, **result.rates}, self.state.global_step + 1)
+        return (result.loss, outputs) if return_outputs else result.loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As in `Trainer`; with `mini_batch_size`, gradients are cached (see [`cached_backward`])."""
+        if self.args.mini_batch_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        steps = self.current_gradient_accumulation_steps
+
+        def embed(part: dict[str, Tensor]) -> PairEmbeddings:
+            with self.compute_loss_context_manager():
+                return self._embed(model, part)[0]
+
+        result = cached_backward(
+            split_rows(self._prepare_inputs(inputs), self.args.mini_batch_size),
+            embed,
+            self._score,
+            backward=lambda loss: self.accelerator.backward(loss / steps),
+            no_sync=lambda: self.accelerator.no_sync(model),
+        )
+        self.term_log.record({**result.terms, **result.rates}, self.state.global_step + 1)
+        return result.loss / steps
+
+    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[PairEmbeddings, KDMCSEOutput]:
+        """The rows of this process as the objective sees them, and as the model returned them."""
         inputs = dict(inputs)
         image_ids = inputs.pop("image_ids", None)
         outputs = model(**inputs, num_views=NUM_VIEWS)
@@ -154,14 +185,14 @@ class KDMCSETrainer(Trainer):
         )
         if self.objective.terms and image_ids is not None and anchors.grounded is None:
             raise RuntimeError("The model returned no grounded embeddings for a paired batch: its terms would be lost.")
-        candidates, first_positive = anchors, 0
-        if self.args.world_size > 1 and self.args.gather_across_devices:
-            candidates = dataclasses.replace(anchors, text=anchors.text[:, -1:], grounded=None).map(gather_rows)
-            first_positive = self.args.process_index * len(anchors.text)
-        result = compute_objective(self.objective, anchors, candidates, first_positive)
-        if model.training:
-            self.term_log.record({**result.terms, **result.rates}, self.state.global_step + 1)
-        return (result.loss, outputs) if return_outputs else result.loss
+        return anchors, outputs
+
+    def _score(self, anchors: PairEmbeddings) -> ObjectiveOutput:
+        """The objective, with the rows of all processes as candidates."""
+        if self.args.world_size == 1 or not self.args.gather_across_devices:
+            return compute_objective(self.objective, anchors)
+        candidates = dataclasses.replace(anchors, text=anchors.text[:, -1:], grounded=None).map(gather_rows)
+        return compute_objective(self.objective, anchors, candidates, self.args.process_index * len(anchors.text))
 
     def evaluate(  # type: ignore[override]
         self,
@@ -254,50 +285,3 @@ def _schedule(args: KDMCSETrainingArguments, data: TrainingData) -> Schedule:
         args.seed if args.data_seed is None else args.data_seed,
         image_of_pair=data.pairs.teacher.image_rows if data.pairs and args.avoid_same_image else None,
     )
-
-
-def _checked(
-    model: KDMCSEModel, args: KDMCSETrainingArguments, objective: Objective, data: TrainingData
-) -> tuple[Objective, list[FilterReport]]:
-    """The objective with its thresholds calibrated, after everything that can be known to be wrong was looked for."""
-    if objective.terms and data.pairs is None:
-        raise ValueError(
-            f"The objective has a term over {' and '.join(objective.terms)} features, but there are no pairs: give a "
-            "teacher cache, or use the preset `simcse`."
-        )
-    if not objective.needs <= data.needs:
-        raise ValueError(
-            f"The objective needs {sorted(objective.needs)} features, the data carries {sorted(data.needs)}."
-        )
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise ValueError(
-                f"The model's parameter {name} is {parameter.dtype}: small updates would be lost. Load the model with "
-                "`dtype=torch.float32`; mixed precision is switched on by `bf16=True` or `fp16=True`."
-            )
-    if data.pairs is None or not objective.terms:
-        return objective, []
-    teacher, cache = data.pairs.teacher, data.pairs.teacher.cache
-    if teacher.captions_per_image != objective.captions_per_image:
-        raise ValueError(
-            f"The objective takes {objective.captions_per_image} caption(s) of an image, the pairs hold "
-            f"{teacher.captions_per_image}: make them with `captions_per_image={objective.captions_per_image!r}`."
-        )
-    for term, store in (("image", cache.image_features), ("caption", cache.caption_features)):
-        width, expected = getattr(store, "width", None), getattr(model.config, f"{term}_embed_dim")
-        if getattr(objective, f"{term}_term") and width != expected:
-            raise ValueError(
-                f"{cache.folder} has {term} features of width {width}, but the model's `{term}_embed_dim` is "
-                f"{expected}: build the model with `{term}_embed_dim={width}`."
-            )
-    sample = teacher.sample(CALIBRATION_PAIRS, data.needs, args.seed)
-    for kind, features in (("image", sample.teacher_image), ("caption", sample.teacher_text)):
-        if features is not None and not features.isfinite().all():
-            raise ValueError(
-                f"{cache.folder} has {kind} features that are NaN or infinite. `TeacherCache(folder).verify()` names "
-                "the file if it was changed; otherwise extract the features again."
-            )
-    objective, reports = calibrate(objective, sample)
-    for report in reports:
-        logger.info(str(report))
-    return objective, reports

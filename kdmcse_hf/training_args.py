@@ -28,6 +28,10 @@ class KDMCSETrainingArguments(TrainingArguments):
     gather_across_devices: bool = field(
         default=True, metadata={"help": "Use the rows of all processes as negatives, with gradients."}
     )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows that are embedded at a time: large batches in the memory of small ones (GradCache)."},
+    )
     # A mean over the batch hides a NaN, and looking for one at every step waits for the device.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "See `TrainingArguments`."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "See `TrainingArguments`."})
@@ -38,6 +42,8 @@ class KDMCSETrainingArguments(TrainingArguments):
             # Text batches leave the cross-modal heads unused.
             self.ddp_find_unused_parameters = True
         super().__post_init__()
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"`mini_batch_size` is {self.mini_batch_size}: expected at least 1, or none.")
         if self.pair_every_n_steps is not None and self.schedule != "interval":
             raise ValueError(
                 f"`pair_every_n_steps={self.pair_every_n_steps}` has no effect with `schedule={self.schedule!r}`: "

@@ -62,7 +62,9 @@ def test_gathered_gradients_are_those_of_one_process_with_the_whole_batch(world:
         torch.testing.assert_close(torch.cat([rank[place] for rank in ranks]), leaf.grad, rtol=1e-9, atol=1e-12)
 
 
-def train(encoder: str, cache: str, output_dir: str, batch_size: int, gather: bool = True) -> dict:
+def train(
+    encoder: str, cache: str, output_dir: str, batch_size: int, gather: bool = True, mini: int | None = None
+) -> dict:
     tokenizer = make_tokenizer()
     text = tokenize(Dataset.from_dict({"text": make_sentences(200, seed=9)}), "text", tokenizer, 32)
     data = TrainingData(text, CaptionPairs(TeacherPairs(TeacherCache(cache)), tokenizer), KDMCSE.needs)
@@ -83,6 +85,7 @@ def train(encoder: str, cache: str, output_dir: str, batch_size: int, gather: bo
         optim="sgd",
         learning_rate=0.05,
         gather_across_devices=gather,
+        mini_batch_size=mini,
     )
     kinds: list[bool] = []
     trainer = KDMCSETrainer(model, args, KDMCSE, data, processing_class=tokenizer)
@@ -115,6 +118,20 @@ def test_two_processes_train_as_one_with_their_batch(encoder_folder, tmp_path: P
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(ranks[1]["weights"][name], ranks[0]["weights"][name], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_cached_gradients_train_as_the_whole_batch_does(world: int, encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    encoder = str(encoder_folder("bert"))
+    alone = train(encoder, str(cache.folder), str(tmp_path / "alone"), 8)
+    arguments = (encoder, str(cache.folder), str(tmp_path / "cached"), 8 // world, True, 3)
+    cached = train(*arguments) if world == 1 else run_ranks(train, world, tmp_path, *arguments)[0]
+    for name in ("losses", "text", "rates"):
+        assert cached[name] == pytest.approx(alone[name], rel=1e-4), name
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(cached["weights"][name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_without_gathering_each_process_has_its_own_negatives_only(encoder_folder, tmp_path: Path) -> None:

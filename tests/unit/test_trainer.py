@@ -244,6 +244,23 @@ def test_bf16_follows_float32_with_float32_weights(bert: Path, tmp_path: Path) -
     assert curves[0] != curves[1]
 
 
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}])
+def test_mini_batches_change_neither_losses_nor_weights(settings: dict, bert: Path, tmp_path: Path) -> None:
+    # Plain gradient descent, for Adam would forgive a wrong scale of the gradients.
+    settings = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 1e9, **settings}
+    curves, moves = [], []
+    for mini_batch_size in (None, 3):
+        trainer = make_trainer(tmp_path, bert, dropout=False, mini_batch_size=mini_batch_size, **settings)
+        before = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "text_loss" in entry]
+        curves.append([(e["loss"], e["text_loss"], e.get("image_filter_rate", 0.0)) for e in logs])
+        moves.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before)
+    tolerance = 0.03 if settings.get("bf16") else 1e-3
+    np.testing.assert_allclose(curves[1], curves[0], rtol=tolerance, atol=1e-6)
+    assert (moves[1] - moves[0]).norm() <= tolerance * moves[0].norm()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_on_a_gpu_follows_float32(precision: str, bert: Path, tmp_path: Path) -> None:
