@@ -116,9 +116,9 @@ def test_a_screenshot_shows_the_pictures_of_the_world(page: Path, world: Path, t
         assert len(picture.convert("RGB").resize((320, 1000)).getcolors(1 << 20)) > 1000
 
 
-def test_the_page_and_the_json_say_the_same(page: Path) -> None:
+def test_the_page_and_the_json_say_the_same(page: Path, world: Path) -> None:
     text, content = page.read_text(encoding="utf-8"), json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    captions = set(TeacherCache(content["cache"]).captions["caption"])
+    captions = set(TeacherCache(world / content["cache"]).captions["caption"])
     assert page.stat().st_size < 2_000_000
     for source, cosines in content["maps"].items():
         for threshold in cosines["filters"]:

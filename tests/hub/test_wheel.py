@@ -38,7 +38,7 @@ def run(installed: Path, *command: str) -> str:
 
 def test_the_wheel_contains_all_it_needs(installed: Path) -> None:
     program = """
-import kdmcse_hf, kdmcse_hf.trainer, kdmcse_hf.extraction, kdmcse_hf.arguments
+import kdmcse_hf, kdmcse_hf.trainer, kdmcse_hf.teacher.extraction, kdmcse_hf.audit.page, kdmcse_hf.arguments
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
 from transformers import CLIPModel, CLIPProcessor
 CLIPModel.from_pretrained(TEACHER_FOLDER), CLIPProcessor.from_pretrained(TEACHER_FOLDER)
