@@ -12,10 +12,12 @@ from transformers.utils import logging
 from kdmcse_hf.checkpoint import check_same_run, last_complete_checkpoint, save_description
 from kdmcse_hf.data import ContrastiveCollator, TrainingData
 from kdmcse_hf.distributed import gather_rows
+from kdmcse_hf.dropout import speed_up_dropout
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.grad_cache import cached_backward, split_rows
 from kdmcse_hf.modeling_kdmcse import KDMCSEModel, KDMCSEOutput
 from kdmcse_hf.objective import Objective, ObjectiveOutput, PairEmbeddings, compute_objective
+from kdmcse_hf.packing import pack_rows
 from kdmcse_hf.preflight import check_fit
 from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
 from kdmcse_hf.sts import SentencePairs, score_pairs
@@ -68,6 +70,9 @@ class KDMCSETrainer(Trainer):
             raise ValueError("`processing_class` is None: the Trainer needs the model's tokenizer to pad and to score.")
         self.objective: Objective
         self.objective, self.filter_reports = check_fit(model, objective, train_dataset, args.seed)
+        if args.device.type == "cpu":
+            pack_rows(model.encoder, first_token_only=model.config.pooling == "cls")
+            speed_up_dropout(model)
         super().__init__(
             model=model,
             args=args,

@@ -14,6 +14,7 @@ class KDMCSETrainingArguments(TrainingArguments):
     """
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows of a batch on each device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Sentences that are scored at a time."})
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
     schedule: Literal["interval", "proportional"] = field(
         default="interval",

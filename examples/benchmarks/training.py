@@ -1,0 +1,283 @@
+"""Whole training runs, side by side: every contender in a process of its own, taking turns step by step.
+
+On a machine whose speed changes from second to second, runs one after the other cannot be compared; steps that take
+turns can. A turn is what lies between the ends of two steps, reading and tokenising included; the last turn scores
+STS-B dev, at the rate of 1,500 pairs every 125 steps. Starting up and the first steps are left out.
+"""
+
+import argparse
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from material import MAX_LENGTH, Material
+from transformers import TrainerCallback, logging, set_seed
+
+BATCH, WARM_UP = 64, 2
+PAIRS_A_STEP = 1500 / 125
+RATE = 3e-5
+
+
+class Turns(TrainerCallback):
+    """Hands the turn back after each step and waits for the next; on the other side is [`compare`]."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def hand_back(self, **figures: float) -> None:
+        print(_MARK + json.dumps({"seconds": time.perf_counter() - self.start, **figures}), flush=True)
+        sys.stdin.readline()
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.hand_back()
+
+    def finish(self, tokenising: float = 0.0) -> None:
+        """After the last turn. `tokenising`: seconds a step that were spent before the first."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.hand_back(peak_mb=peak, tokenising=tokenising)
+
+
+_MARK = "turn: "
+
+
+def textbook(material: Material, args: argparse.Namespace) -> None:
+    from textbook import Collator, Model, score
+
+    from kdmcse_hf.teacher.cache import TeacherCache
+    from kdmcse_hf.teacher.pairs import TeacherPairs
+
+    mixed = args.work == "mixed"
+    collate = Collator(material.encoder(args.encoder), MAX_LENGTH)
+    sentences, captions, dev = material.sentences, material.captions, material.dev(_dev_pairs(args.steps))
+    cache = TeacherCache(material.folder / "cache")
+    features = TeacherPairs(cache)
+    widths = (cache.image_features.width, cache.caption_features.width) if mixed else (None, None)
+    model = Model(material.encoder(args.encoder), *widths).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=args.steps)
+    turns = Turns()
+    for step in range(args.steps):
+        rows = range(step * BATCH, (step + 1) * BATCH)
+        if mixed and step % 2 == 0:
+            batch = collate([captions[row] for row in rows])
+            teacher = features.features(list(rows), frozenset({"image", "text"}))
+            batch["image"] = torch.from_numpy(teacher["teacher_image_embeds"]).float()
+            batch["caption"] = torch.from_numpy(teacher["teacher_text_embeds"]).float()
+        else:
+            batch = collate([sentences[row] for row in rows])
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+            loss = model.loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        turns.hand_back()
+    score(model, collate, dev)
+    turns.finish()
+
+
+def ours(material: Material, args: argparse.Namespace) -> None:
+    import datasets
+
+    from kdmcse_hf import PRESETS, KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, TeacherCache, TeacherPairs
+    from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
+    from kdmcse_hf.tokenizer import load_tokenizer
+
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    mixed, captions_only = args.work == "mixed", args.work == "guided"
+    objective = PRESETS["kdmcse_reference" if mixed else "kdmcse" if captions_only else "simcse"]
+    tokenizer = load_tokenizer(material.encoder(args.encoder))
+    cache = TeacherCache(material.folder / "cache")
+    rows = args.steps * BATCH
+    text = pairs = None
+    start = time.perf_counter()
+    if not captions_only:
+        text = tokenize(
+            datasets.Dataset.from_dict({"text": material.sentences[: rows // (1 + mixed)]}),
+            "text",
+            tokenizer,
+            MAX_LENGTH,
+        )
+    if mixed or captions_only:
+        pairs = CaptionPairs(TeacherPairs(cache, max_pairs=rows // (1 + mixed)), tokenizer, max_length=MAX_LENGTH)
+    tokenising = (time.perf_counter() - start) / args.steps
+    grounded = pairs is not None
+    model = KDMCSEModel.from_encoder(
+        material.encoder(args.encoder),
+        image_embed_dim=cache.image_features.width if grounded else None,
+        caption_embed_dim=cache.caption_features.width if grounded else None,
+    )
+    turns = Turns()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = KDMCSETrainer(
+            model,
+            KDMCSETrainingArguments(
+                folder,
+                max_steps=args.steps,
+                per_device_train_batch_size=BATCH,
+                pair_every_n_steps=2 if mixed else None,
+                learning_rate=RATE,
+                bf16=args.precision == "bf16",
+                eval_strategy="steps",
+                eval_steps=args.steps,
+                logging_steps=125,
+                save_strategy="no",
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            objective,
+            train_dataset=TrainingData(text, pairs, objective.needs),
+            eval_dataset=material.dev(_dev_pairs(args.steps)),
+            processing_class=tokenizer,
+            callbacks=[turns],
+        )
+        trainer.train()
+    turns.finish(tokenising)
+
+
+def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
+    import datasets
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+    from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
+
+    def load() -> Any:
+        model = SentenceTransformer(material.encoder(args.encoder), device="cpu")
+        model.max_seq_length = MAX_LENGTH
+        return model
+
+    model = load()
+    texts = (material.captions if args.work == "guided" else material.sentences)[: args.steps * BATCH]
+    if args.work == "guided":
+        loss = GISTEmbedLoss(model, guide=load(), temperature=0.05)
+    else:
+        loss = MultipleNegativesRankingLoss(model, scale=20)
+    dev = material.dev(_dev_pairs(args.steps))
+    turns = Turns()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SentenceTransformerTrainer(
+            model,
+            SentenceTransformerTrainingArguments(
+                folder,
+                max_steps=args.steps,
+                per_device_train_batch_size=BATCH,
+                learning_rate=RATE,
+                bf16=args.precision == "bf16",
+                eval_strategy="steps",
+                eval_steps=args.steps,
+                logging_steps=125,
+                save_strategy="no",
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=datasets.Dataset.from_dict({"anchor": texts, "positive": texts}),
+            loss=loss,
+            evaluator=EmbeddingSimilarityEvaluator(dev.first, dev.second, dev.scores, batch_size=64),
+            callbacks=[turns],
+        )
+        trainer.train()
+    turns.finish()
+
+
+CONTENDERS: dict[str, Callable[[Material, argparse.Namespace], None]] = {
+    "textbook": textbook,
+    "sentence-transformers": sentence_transformers,
+    "ours": ours,
+}
+
+
+def _dev_pairs(steps: int) -> int:
+    return round((steps - WARM_UP) * PAIRS_A_STEP)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one contender took: seconds of every turn but the first, of all, and the peak of its memory."""
+
+    steps: list[float]
+    total: float
+    peak_mb: float
+
+    @property
+    def sentences_per_second(self) -> float:
+        return len(self.steps) * BATCH / self.total
+
+
+def compare(
+    material: Material, contenders: Sequence[tuple[str, str]], work: str, encoder: str, steps: int
+) -> list[Run]:
+    """Runs `(contender, precision)` side by side.
+
+    Raises:
+        RuntimeError: a contender failed; ends with what it said.
+    """
+    folder = Path(__file__).parent
+    with contextlib.ExitStack() as stack:
+        children, errors = [], []
+        for contender, precision in contenders:
+            error = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, str(folder / "training.py"), "--material", str(material.folder)]
+            command += ["--contender", contender, "--precision", precision, "--work", work]
+            command += ["--encoder", encoder, "--steps", str(steps)]
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=error, text=True)
+            stack.callback(child.kill)
+            children.append(child)
+            errors.append(error)
+            _wait(child, error)  # for its first step, so that no two start up at once
+        turns: list[list[dict[str, float]]] = [[] for _ in contenders]
+        for _ in range(steps):
+            for number, child in enumerate(children):
+                child.stdin.write("\n")
+                child.stdin.flush()
+                turns[number].append(_wait(child, errors[number]))
+        runs = []
+        for taken in turns:
+            seconds = [turn["seconds"] for turn in taken[WARM_UP - 1 :]]
+            last = taken[-1]
+            total = sum(seconds) + last["tokenising"] * (len(seconds) - 1)
+            runs.append(Run(seconds[:-1], total, last["peak_mb"]))
+        return runs
+
+
+def _wait(child: Any, error: Any) -> dict[str, float]:
+    for line in child.stdout:
+        if line.startswith(_MARK):
+            turn: dict[str, float] = json.loads(line.removeprefix(_MARK))
+            return turn
+    error.seek(0)
+    raise RuntimeError(f"{' '.join(child.args)} failed:\n{error.read()[-2000:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--material", type=Path, required=True)
+    parser.add_argument("--contender", choices=CONTENDERS, required=True)
+    parser.add_argument("--work", choices=("mixed", "simcse", "guided"), required=True)
+    parser.add_argument("--encoder", choices=("student", "base"), required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    set_seed(0)
+    CONTENDERS[args.contender](Material(args.material), args)
+
+
+if __name__ == "__main__":
+    main()
