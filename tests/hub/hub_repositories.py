@@ -1,8 +1,8 @@
-"""What a Hub keeps: repositories, their commits and branches, and large files by their content. No HTTP."""
+"""What a Hub keeps: users, and repositories with their commits, branches and large files. No HTTP."""
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -66,6 +66,10 @@ class Repository:
         self.commits: dict[str, Commit] = {}
         self.branches: dict[str, Commit] = {}
         self.tags: dict[str, Commit] = {}
+        self.large_files: dict[str, bytes] = {}
+        """Uploaded content by its SHA-256, whether a commit names it or not."""
+        self.announced: set[str] = set()
+        """SHA-256 of what clients have said they will upload."""
         attributes = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE_ENDINGS)
         self._append("main", "initial commit", "", {".gitattributes": File(attributes.encode(), large=False)})
 
@@ -87,15 +91,12 @@ class Repository:
             raise HubError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=commit.oid)
         return commit, commit.files[path]
 
-    def commit(
-        self, branch: str, operations: list[dict[str, Any]], large_file: Callable[[str], bytes | None]
-    ) -> Commit:
+    def commit(self, branch: str, operations: list[dict[str, Any]]) -> Commit:
         """Appends one commit to a branch: all of its operations, or, if one is refused, none.
 
         Args:
             branch: its name.
             operations: the lines of the request, `{"key": ..., "value": ...}`.
-            large_file: the content of an uploaded large file by its SHA-256.
 
         Raises:
             HubError: no such branch; another commit came first; a large file was never uploaded; nothing to delete.
@@ -113,10 +114,9 @@ class Repository:
             elif key == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]), large=False)
             elif key == "lfsFile":
-                content = large_file(value["oid"])
-                if content is None:
+                if value["oid"] not in self.large_files:
                     raise HubError(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
-                files[value["path"]] = File(content, large=True)
+                files[value["path"]] = File(self.large_files[value["oid"]], large=True)
             elif key in ("deletedFile", "deletedFolder"):
                 gone = value["path"]
                 doomed = [path for path in files if path == gone or path.startswith(gone.rstrip("/") + "/")]
@@ -167,9 +167,6 @@ class Repositories:
     def __init__(self) -> None:
         self.users: dict[str, str] = {}
         self.repositories: dict[str, Repository] = {}
-        self.large_files: dict[str, bytes] = {}
-        self.announced: set[str] = set()
-        """SHA-256 of the large files that clients have said they will upload."""
 
     def add_user(self, name: str) -> str:
         """Opens an account; returns its token."""

@@ -235,32 +235,34 @@ def _preupload(request: Request, repo_id: str, revision: str) -> Answer:
 
 @_route("POST", "/{repo}.git/info/lfs/objects/batch")
 def _lfs_batch(request: Request, repo_id: str) -> Answer:
-    request.repository(repo_id, write=True)
+    repository = request.repository(repo_id, write=True)
     objects = []
     for wanted in request.json["objects"]:
         answer = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] not in request.hub.large_files:
-            request.hub.announced.add(wanted["oid"])
-            upload = {"href": f"{request.url}/large-files/{wanted['oid']}"}
-            answer["actions"] = {"upload": upload, "verify": {"href": f"{request.url}/{repo_id}/lfs-verify"}}
+        if wanted["oid"] not in repository.large_files:
+            repository.announced.add(wanted["oid"])
+            place = f"{request.url}/{repo_id}/large-files/{wanted['oid']}"
+            answer["actions"] = {"upload": {"href": place}, "verify": {"href": place}}
         objects.append(answer)
     return _json({"transfer": "basic", "objects": objects})
 
 
-@_route("PUT", "/large-files/{}")
-def _lfs_upload(request: Request, oid: str) -> Answer:
-    if oid not in request.hub.announced:
+@_route("PUT", "/{repo}/large-files/{}")
+def _lfs_upload(request: Request, repo_id: str, oid: str) -> Answer:
+    """Without a token, as the client sends none to a storage: who knows the address may upload what was announced."""
+    repository = request.hub.repositories.get(repo_id)
+    if repository is None or oid not in repository.announced:
         raise HubError(403, "The upload of this file was not announced")
     if hashlib.sha256(request.body).hexdigest() != oid:
         raise HubError(400, "The content is not what its SHA-256 says")
-    request.hub.large_files[oid] = request.body
+    repository.large_files[oid] = request.body
     return Answer()
 
 
-@_route("POST", "/{repo}/lfs-verify")
-def _lfs_verify(request: Request, repo_id: str) -> Answer:
-    request.repository(repo_id, write=True)
-    if len(request.hub.large_files.get(request.json["oid"], b"")) != request.json["size"]:
+@_route("POST", "/{repo}/large-files/{}")
+def _lfs_verify(request: Request, repo_id: str, oid: str) -> Answer:
+    content = request.repository(repo_id, write=True).large_files.get(oid)
+    if content is None or len(content) != request.json["size"]:
         raise HubError(404, "The file was not uploaded")
     return _json({})
 
@@ -268,7 +270,7 @@ def _lfs_verify(request: Request, repo_id: str) -> Answer:
 @_route("POST", "/api/models/{repo}/commit/{}")
 def _commit(request: Request, repo_id: str, branch: str) -> Answer:
     operations = [json.loads(line) for line in request.body.splitlines() if line.strip()]
-    commit = request.repository(repo_id, write=True).commit(branch, operations, request.hub.large_files.get)
+    commit = request.repository(repo_id, write=True).commit(branch, operations)
     url = f"{request.url}/{repo_id}/commit/{commit.oid}"
     return _json({"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""})
 

@@ -210,7 +210,7 @@ def test_a_commit_that_names_a_file_nobody_uploaded_is_refused(api: HfApi, pushe
     operations = [{"key": "header", "value": {"summary": "ghost"}}, {"key": "lfsFile", "value": line}]
     before = visible(api)
     with pytest.raises(Exception, match="does not exist: ghost.bin"):
-        hub.repositories[REPO].commit("main", operations, hub.large_files.get)
+        hub.repositories[REPO].commit("main", operations)
     assert visible(api) == before
 
 
