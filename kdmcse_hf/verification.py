@@ -171,14 +171,15 @@ def _weights(folder: Path, golden: Golden) -> str:
 
 
 def _pooling(folder: Path, golden: Golden) -> str:
-    switches = _json(folder, POOLING_FILE)
+    switches, prefix = _json(folder, POOLING_FILE), "pooling_mode_"
+    names = {switch: name for name, switch in POOLING_SWITCHES.items()}
+    modes = [names.get(key, key.removeprefix(prefix)) for key in switches if key.startswith(prefix) and switches[key]]
     said = {
-        POOLING_FILE: " and ".join(name for name, switch in POOLING_SWITCHES.items() if switches.get(switch)) or None,
+        POOLING_FILE: " and ".join(modes),
         f"{CHECKPOINT}/config.json": _json(folder, f"{CHECKPOINT}/config.json").get("pooling"),
         GOLDEN: golden.pooling,
     }
-    others = [name for name, value in switches.items() if name.startswith("pooling_mode_") and value is True]
-    if len(set(said.values())) > 1 or len(others) > 1:
+    if len(set(said.values())) > 1:
         raise ValueError("; ".join(f"{name} says {value!r}" for name, value in said.items()))
     return f"{golden.pooling}, in all places"
 
