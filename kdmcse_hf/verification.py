@@ -61,7 +61,7 @@ def download_release(name: str, revision: str | None = None) -> Path:
     """
     try:
         # The raw checkpoints that a Trainer may push beside a release are no part of it.
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*checkpoint*/*"]))
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=["last-checkpoint/*", "checkpoint-*/*"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
             f"{name!r} is no folder here, and cannot be read from the Hub ({type(error).__name__}: {error})."
@@ -107,10 +107,9 @@ def verify_release(folder: str | os.PathLike[str], *, clients: Sequence[str] | N
 def _check(name: str, check: Callable[..., str], *arguments: Any) -> Check:
     try:
         return Check(name, True, check(*arguments))
-    except ValueError as error:
-        return Check(name, False, str(error))
     except Exception as error:  # whatever a damaged file makes a client raise
-        return Check(name, False, f"{type(error).__name__}: {error}")
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return Check(name, False, kind + " ".join(str(error).split()))
 
 
 def _files(folder: Path, files: dict[str, Any]) -> str:
