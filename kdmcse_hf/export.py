@@ -36,7 +36,10 @@ from kdmcse_hf.verification import verify_release
 
 MAX_LENGTH = 128
 # What transformers notes about where something was loaded from.
-_ORIGINS = {"_name_or_path", "name_or_path", "is_local", "local_files_only", "cache_dir", "token", "tokenizer_file"}
+_ORIGINS = {
+    *("_name_or_path", "name_or_path", "is_local", "local_files_only", "cache_dir", "token"),
+    *("tokenizer_file", "special_tokens_map_file"),
+}
 # BERT's pooler and ALBERT's: one dense layer and tanh, as the text head is.
 _POOLER = re.compile(r"pooler\.(?:dense\.)?(weight|bias)")
 _PRIVATE = re.compile(r"^(/[^/\s]+/|~/|[A-Za-z]:[\\/]|file:)|hf_\w{8,}")

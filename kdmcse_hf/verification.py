@@ -231,7 +231,9 @@ def _sentence_transformers(folder: Path, golden: Golden) -> Tensor:
 
 def _kdmcse_hf(folder: Path, golden: Golden) -> Tensor:
     model = _model(KDMCSEModel, folder, subfolder=CHECKPOINT)
-    vectors: Tensor = model(**_batch(load_tokenizer(folder / CHECKPOINT), golden)).pooler_output
+    vectors: Tensor = model(
+        **_batch(load_tokenizer(folder / CHECKPOINT, trust_remote_code=False), golden)
+    ).pooler_output
     return vectors
 
 

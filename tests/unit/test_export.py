@@ -207,7 +207,7 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     checkpoint = home / "out" / "checkpoint-2"
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((checkpoint / name).read_text())
-        settings |= {"_name_or_path": str(encoder), "name_or_path": str(encoder), "tokenizer_file": str(encoder / "x")}
+        settings |= {name: str(encoder) for name in ("_name_or_path", "name_or_path", "special_tokens_map_file")}
         (checkpoint / name).write_text(json.dumps(settings))
 
     def traces(folder: Path) -> dict[str, set[str]]:
