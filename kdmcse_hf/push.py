@@ -78,7 +78,7 @@ def _push(
     try:
         folder = export_release(checkpoint, work / "release")
         if resumable:
-            _copy_resumable(Path(checkpoint), folder / resumable)
+            copy_resumable(Path(checkpoint), folder / resumable)
         job: Future[CommitInfo] = HfApi(library_name="kdmcse_hf").upload_folder(
             repo_id=str(trainer.hub_model_id),
             folder_path=folder,
@@ -100,7 +100,8 @@ def _push(
     return job
 
 
-def _copy_resumable(checkpoint: Path, target: Path) -> None:
+def copy_resumable(checkpoint: Path, target: Path) -> None:
+    """Copies a checkpoint to resume from, without what gives away where it was made and by whom."""
     shutil.copytree(checkpoint, target, ignore=shutil.ignore_patterns("training_args.bin"), copy_function=_copy)
     clean_configs(target)
     state: dict[str, Any] = json.loads((target / "trainer_state.json").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ from kdmcse_hf.tokenizer import load_tokenizer
 _PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 # What may be added to a release without changing what clients load.
 _HARMLESS = (".gitattributes", ".gitignore", "LICENSE")
-SOURCES = Path(__file__).parent
+# To resume from: a Trainer may push them beside a release, and no client of the release opens them.
+_RESUMABLE = re.compile(r"(last-checkpoint|checkpoint-\d+)/")
+_SOURCES = Path(__file__).parent
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -60,7 +63,6 @@ def download_release(name: str, revision: str | None = None) -> Path:
         ValueError: there is no such repository, or it cannot be reached; says why.
     """
     try:
-        # The raw checkpoints that a Trainer may push beside a release are no part of it.
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["last-checkpoint/*", "checkpoint-*/*"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
@@ -128,7 +130,7 @@ def _files(folder: Path, files: dict[str, Any]) -> str:
 
 
 def _nothing_else(folder: Path, files: dict[str, Any]) -> str:
-    others = set(files_of(folder)) - {*files, MANIFEST, CARD, *_HARMLESS}
+    others = set(_files_of_release(folder)) - {*files, MANIFEST, CARD, *_HARMLESS}
     others = {name for name in others if not name.startswith(".eval_results/")}
     if others:
         raise ValueError(f"not of the release: {', '.join(sorted(others))}")
@@ -137,8 +139,8 @@ def _nothing_else(folder: Path, files: dict[str, Any]) -> str:
 
 def _code(folder: Path) -> str:
     """Whatever the manifest says: a manifest can be made to say anything."""
-    own = {f"{CHECKPOINT}/{name}": SOURCES / name for name in CODE}
-    names = files_of(folder)
+    own = {f"{CHECKPOINT}/{name}": _SOURCES / name for name in CODE}
+    names = _files_of_release(folder)
     wrong = [f"{name} is a pickle, and reading one can run code" for name in names if name.endswith(_PICKLES)]
     wrong += [f"{name} is code" for name in names if name.endswith(".py") and name not in own]
     for name in ("config.json", "tokenizer_config.json", f"{CHECKPOINT}/tokenizer_config.json"):
@@ -271,6 +273,10 @@ def _vectors(client: str, folder: Path, golden: Golden) -> str:
     if not distance <= golden.tolerance:
         raise ValueError(f"{release} vectors that differ from the golden ones by up to {distance:.1e} ({allowed})")
     return f"{release} the golden vectors to within {distance:.1e} ({allowed})"
+
+
+def _files_of_release(folder: Path) -> list[str]:
+    return [name for name in files_of(folder) if not _RESUMABLE.match(name)]
 
 
 def _json(folder: Path, name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLIENTS
+from clean_environments import CLIENTS
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer, RobertaConfig
 

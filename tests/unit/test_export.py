@@ -16,6 +16,7 @@ from kdmcse_hf import KDMCSEModel
 from kdmcse_hf.cli import main
 from kdmcse_hf.export import export_release
 from kdmcse_hf.golden import Golden
+from kdmcse_hf.push import copy_resumable
 from kdmcse_hf.release import CHECKPOINT, GOLDEN, files_of
 
 ENCODER_CONFIGS = {
@@ -202,6 +203,7 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     trainer = make_trainer(
         home, encoder, dev=True, hub_token=PLANTED["token"], run_name=PLANTED["run"],
         max_steps=2, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="spearman",
     )  # fmt: skip
     trainer.train()
     checkpoint = home / "out" / "checkpoint-2"
@@ -223,9 +225,16 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
 
     # They are there to be found: the test would see them.
     assert traces(checkpoint)["training_args.bin"] >= {"folder", "user", "token", "run"}
-    assert traces(checkpoint)["config.json"] >= {"folder", "user", "absolute path"}
+    for name in ("config.json", "tokenizer_config.json", "trainer_state.json"):
+        assert traces(checkpoint)[name] >= {"folder", "user", "absolute path"}
+    before = content(checkpoint)
     out = export_release(checkpoint, home / "out" / "release")
+    copy_resumable(checkpoint, out / "last-checkpoint")  # what two of the Trainer's `hub_strategy` push beside it
     assert {name: found for name, found in traces(out).items() if found} == {}
+    assert {path.name for path in (out / "last-checkpoint").iterdir()} == {
+        path.name for path in checkpoint.iterdir() if path.name != "training_args.bin"
+    }
+    assert content(checkpoint) == before
 
 
 @pytest.mark.parametrize("value", ["/home/anna/x.txt", "~/x", "C:\\Users\\anna", "file:///x", "hf_abcdefghijklmnop"])
