@@ -42,7 +42,7 @@ _ORIGINS = {
 }
 # BERT's pooler and ALBERT's: one dense layer and tanh, as the text head is.
 _POOLER = re.compile(r"pooler\.(?:dense\.)?(weight|bias)")
-_PRIVATE = re.compile(r"^(/[^/\s]+/|~/|[A-Za-z]:[\\/]|file:)|hf_\w{8,}")
+_PRIVATE = re.compile(r"(?:^|[\s=:'\"(])(?:/[\w.-]+/|~/|[A-Za-z]:[\\/]|file:)|\bhf_[A-Za-z0-9]{16,}")
 
 
 def export_release(
@@ -161,7 +161,8 @@ def _write_tokenizers(folder: Path, model: KDMCSEModel, tokenizer: PreTrainedTok
 
 def _max_length(model: KDMCSEModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
     limits = [tokenizer.model_max_length]
-    if positions := getattr(model.config.text_config, "max_position_embeddings", None):
+    positions = getattr(model.config.text_config, "max_position_embeddings", None) or -1
+    if positions > 0:  # XLNet says -1
         limits.append(positions)
     for name, module in model.encoder.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -2,10 +2,10 @@
 
 config.json, model.safetensors, tokenizer    the plain encoder, for `AutoModel` without custom code
 modules.json, 1_Pooling/, sentence_bert_config.json, config_sentence_transformers.json
-README.md                                    the model card; the only file that may be edited
-kdmcse/                                      the training checkpoint: all weights, and the code to open it with
-kdmcse/golden.safetensors                    what ten sentences gave
-kdmcse/release.json                          size and SHA-256 of every file but README.md, and of nothing else
+README.md                    the model card; the only file that may be edited
+kdmcse/                      the training checkpoint: all weights, and the code to open them with
+kdmcse/golden.safetensors    what ten sentences gave
+kdmcse/release.json          size and SHA-256 of all other files, but for README.md
 """
 
 import json

@@ -237,7 +237,9 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     assert content(checkpoint) == before
 
 
-@pytest.mark.parametrize("value", ["/home/anna/x.txt", "~/x", "C:\\Users\\anna", "file:///x", "hf_abcdefghijklmnop"])
+@pytest.mark.parametrize(
+    "value", ["/home/anna/x.txt", "from /data/x", "~/x", "C:\\Users\\anna", "file:///x", "a hf_abcdefghijklmnop"]
+)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "objective.json"])
 def test_a_setting_that_names_a_place_or_a_token_stops_the_export(
     name: str, value: str, checkpoint: Path, tmp_path: Path
@@ -248,6 +250,15 @@ def test_a_setting_that_names_a_place_or_a_token_stops_the_export(
     with pytest.raises(ValueError, match=rf"{name} holds .* names a place on this machine or looks like a token"):
         export_release(checkpoint, tmp_path / "out")
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_an_address_a_fraction_or_a_name_on_the_hub_is_no_place_on_this_machine(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    notes = ["https://huggingface.co/user/model", "user/model", "1/2 of 3/4", "a / b", "</s>", "kdmcse_hf_is_no_token"]
+    (checkpoint / "objective.json").write_text(json.dumps({"notes": notes}))
+    out = export_release(checkpoint, tmp_path / "out")
+    assert json.loads((out / CHECKPOINT / "objective.json").read_text()) == {"notes": notes}
 
 
 def test_the_base_model_is_named_if_it_came_from_the_hub_and_never_if_it_is_a_folder(
