@@ -21,6 +21,8 @@ _LAZY = {
     "TeacherPairs": "teacher.pairs",
     "audit_pairs": "audit.report",
     "evaluate_sts": "sts",
+    "export_release": "export",
+    "verify_release": "verification",
 }
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "TeacherPairs",
     "audit_pairs",
     "evaluate_sts",
+    "export_release",
+    "verify_release",
 ]
 
 AutoConfig.register(KDMCSEConfig.model_type, KDMCSEConfig)

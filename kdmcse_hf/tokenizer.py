@@ -17,7 +17,7 @@ def load_tokenizer(model_name_or_path: str | os.PathLike[str], **kwargs: Any) ->
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             # transformers 5 makes an empty tokenizer of the encoder's type where the folder has no files
             raise ValueError("it has no vocabulary")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # without a file, some versions look for other packages
         raise ValueError(
             f"No tokenizer could be loaded from {str(model_name_or_path)!r} ({type(error).__name__}: {error}). Save "
             "the encoder's tokenizer into the same folder: `tokenizer.save_pretrained(folder)`."

@@ -19,6 +19,7 @@ from kdmcse_hf.modeling_kdmcse import KDMCSEModel, KDMCSEOutput
 from kdmcse_hf.objective import Objective, ObjectiveOutput, PairEmbeddings, compute_objective
 from kdmcse_hf.packing import pack_rows
 from kdmcse_hf.preflight import check_fit
+from kdmcse_hf.push import push_checkpoint, push_trained
 from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
 from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
@@ -260,6 +261,13 @@ class KDMCSETrainer(Trainer):
                     f"this step is not saved. {self._last_good()} Lower the learning rate."
                 )
         super()._save_checkpoint(model, trial)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, but what is pushed is a release (see [`export_release`])."""
+        return push_trained(self, *args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        push_checkpoint(self, checkpoint_folder)
 
     def _last_good(self) -> str:
         checkpoint = last_complete_checkpoint(str(self.args.output_dir))

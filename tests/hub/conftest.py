@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from clean_environments import clean_python, installed, wheel
 from huggingface_hub import HfApi, close_session, constants
 from loopback_hub import LoopbackHub
+
+__all__ = ["api", "clean_python", "hub", "installed", "run_client", "wheel"]
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,25 +7,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the sources and installed by pip far from them."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    shutil.copytree(ROOT / "kdmcse_hf", source / "kdmcse_hf", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "setup.cfg", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for command in (
-        ["build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)],
-        ["pip", "install", "--no-deps", "--no-index", "--target", str(folder / "site"), "--find-links", str(folder)]
-        + ["kdmcse_hf"],
-    ):
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "site"
 
 
 def run(installed: Path, *command: str) -> str:

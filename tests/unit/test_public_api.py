@@ -62,7 +62,11 @@ def test_modules_depend_in_one_direction_only() -> None:
     layers = [
         {"configuration_kdmcse", "losses", "metrics", "schedule", "teacher.text", "term_log", "threshold", "tokenizer"},
         {"checkpoint", "distributed", "dropout", "embedding", "modeling_kdmcse", "objective", "sts", "training_args"},
-        {"packing", "teacher.annotations", "teacher.pictures", "teacher.shard"},
+        {"golden", "packing", "release_card", "teacher.annotations", "teacher.pictures", "teacher.shard"},
+        {"release"},
+        {"verification"},
+        {"export"},
+        {"push"},
         {"teacher.captioned_pictures", "teacher.encoder", "teacher.cache", "teacher.feature_file"},
         {"teacher.additions", "teacher.cache_writer", "teacher.pairs"},
         {"teacher.extraction_plan", "teacher.feature_import", "teacher.json_import"},

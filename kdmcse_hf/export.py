@@ -1,0 +1,218 @@
+"""Exporting: from a training checkpoint to a release that every client opens."""
+
+import inspect
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+
+from kdmcse_hf import __version__
+from kdmcse_hf.checkpoint import OBJECTIVE_FILE
+from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
+from kdmcse_hf.golden import make_golden
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel
+from kdmcse_hf.release import (
+    CARD,
+    CHECKPOINT,
+    GOLDEN,
+    files_of,
+    publishing_folder,
+    sentence_transformers_files,
+    write_json,
+    write_manifest,
+)
+from kdmcse_hf.release_card import release_card
+from kdmcse_hf.tokenizer import load_tokenizer
+from kdmcse_hf.verification import verify_release
+
+MAX_LENGTH = 128
+# What transformers notes about where something was loaded from.
+_ORIGINS = {
+    *("_name_or_path", "name_or_path", "is_local", "local_files_only", "cache_dir", "token"),
+    *("tokenizer_file", "special_tokens_map_file"),
+}
+# BERT's pooler and ALBERT's: one dense layer and tanh, as the text head is.
+_POOLER = re.compile(r"pooler\.(?:dense\.)?(weight|bias)")
+_PRIVATE = re.compile(r"(?:^|[\s=:'\"(])(?:/[\w.-]+/|~/|[A-Za-z]:[\\/]|file:)|\bhf_[A-Za-z0-9]{16,}")
+
+
+def export_release(
+    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], *, max_length: int | None = None
+) -> Path:
+    """Writes a release (see [`kdmcse_hf.release`]), whole or not at all, and only if it can be opened.
+
+    Where the encoder's own class has a pooler (BERT, RoBERTa, MPNet), the trained text head goes there, as SimCSE
+    publishes it: the plain encoder's `pooler_output` is then that head, and not the sentence embedding.
+
+    Args:
+        checkpoint: a folder that [`KDMCSETrainer`] saved, or a [`KDMCSEModel`] with its tokenizer.
+        out: the release; made, or replaced if it is a release.
+        max_length: tokens after which clients cut a sentence; by default 128, or fewer if the encoder reads fewer.
+
+    Raises:
+        ValueError: the checkpoint cannot be read or fits no plain encoder; `out` holds something else; a file would
+            give away where it was made.
+        OSError: it cannot be written; nothing is left of it.
+    """
+    checkpoint, out = Path(checkpoint), Path(os.path.abspath(out))
+    with publishing_folder(out) as folder:
+        model = _load(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, trust_remote_code=False)
+        max_length = _max_length(model, tokenizer, max_length)
+        base_model = _base_model(model.config)
+        dtype = str(model.dtype).removeprefix("torch.")
+        files = sentence_transformers_files(model.config.pooling, model.config.hidden_size, max_length)
+        try:
+            has_pooler = _write_encoder(folder, model)
+            _write_checkpoint(folder / CHECKPOINT, model)
+            _write_tokenizers(folder, model, tokenizer, max_length)
+            for name, content in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                write_json(folder / name, content)
+            if (checkpoint / OBJECTIVE_FILE).is_file():
+                shutil.copyfile(checkpoint / OBJECTIVE_FILE, folder / CHECKPOINT / OBJECTIVE_FILE)
+            for place in (folder, folder / CHECKPOINT):
+                clean_configs(place)
+            make_golden(model.float(), load_tokenizer(folder), max_length=max_length, dtype=dtype).save(folder / GOLDEN)
+        except SafetensorError as error:
+            raise OSError(f"{out} could not be written, and nothing is left of it: {error}") from error
+        card = release_card(model.config, max_length, base_model, pooler_trap=has_pooler)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        for name in files_of(folder):  # safetensors writes files that only their owner can read
+            (folder / name).chmod((folder / CARD).stat().st_mode)
+        write_manifest(folder, __version__)
+        wrong = [check for check in verify_release(folder, clients=("transformers", "kdmcse_hf")) if not check.ok]
+        if wrong:
+            raise ValueError(
+                f"{checkpoint} has no faithful export, and none was written: {'; '.join(map(str, wrong))}."
+            )
+    return out
+
+
+def _load(checkpoint: Path) -> Any:
+    if not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint} is not a folder: expected one that a KDMCSETrainer saved.")
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    if not isinstance(config, KDMCSEConfig):
+        hint = f" Is {checkpoint / CHECKPOINT} meant?" if (checkpoint / CHECKPOINT).is_dir() else ""
+        raise ValueError(
+            f"{checkpoint} holds a model of type {config.model_type!r}: expected 'kdmcse', which a KDMCSETrainer "
+            f"saves.{hint}"
+        )
+    load: Any = KDMCSEModel.from_pretrained  # typed as if it always returned a model alone
+    try:
+        model, report = load(checkpoint, output_loading_info=True, use_safetensors=True)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {checkpoint} cannot be read: {error}. Take an earlier checkpoint.") from error
+    problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if problems:
+        raise ValueError(f"The weights in {checkpoint} are not those of its config: {problems}.")
+    bad = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if bad:
+        raise ValueError(f"{checkpoint} holds NaN or infinite weights, such as {bad[0]}: take an earlier checkpoint.")
+    return model
+
+
+def _write_encoder(folder: Path, model: KDMCSEModel) -> bool:
+    """Writes what `AutoModel` expects; returns whether its pooler is the text head."""
+    with torch.device("meta"):
+        plain = AutoModel.from_config(model.config.text_config, dtype=model.dtype)
+    state: dict[str, Tensor] = model.encoder.state_dict()
+    expected = {name: value.shape for name, value in plain.state_dict().items()}
+    head = model.pooler.dense.state_dict()
+    poolers = {name: _POOLER.fullmatch(name) for name in expected.keys() - state.keys()}
+    state |= {name: head[pooler[1]] for name, pooler in poolers.items() if pooler}
+    if expected != {name: value.shape for name, value in state.items()}:
+        raise ValueError(
+            f"The encoder cannot be exported as a plain {type(plain).__name__}: they differ in "
+            f"{sorted(expected.keys() ^ state.keys()) or 'the shapes of their weights'}. Of what a plain encoder has "
+            "and ours has not, only a pooler like BERT's can be filled, by the text head."
+        )
+    plain.save_pretrained(folder, state_dict=state)
+    return bool(poolers)
+
+
+def _write_checkpoint(folder: Path, model: KDMCSEModel) -> None:
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # transformers looks for custom code from the root on, wherever the config is.
+    config["auto_map"] = {name: f"{CHECKPOINT}/{place}" for name, place in config["auto_map"].items()}
+    write_json(folder / "config.json", config)
+
+
+def _write_tokenizers(folder: Path, model: KDMCSEModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    tokenizer.model_max_length = max_length
+    if "token_type_ids" not in inspect.signature(model.encoder.forward).parameters:
+        # A plain encoder would be called with what it does not know.
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    for place in (folder, folder / CHECKPOINT):
+        tokenizer.save_pretrained(place)
+
+
+def _max_length(model: KDMCSEModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
+    limits = [tokenizer.model_max_length]
+    positions = getattr(model.config.text_config, "max_position_embeddings", None) or -1
+    if positions > 0:  # XLNet says -1
+        limits.append(positions)
+    for name, module in model.encoder.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there
+    limit = min(limits)
+    if wanted is not None and not 2 < wanted <= limit:
+        raise ValueError(f"`max_length` is {wanted}: expected 3 to {limit}, the most that encoder and tokenizer take.")
+    return min(limit, MAX_LENGTH) if wanted is None else wanted
+
+
+def _base_model(config: KDMCSEConfig) -> str | None:
+    """The Hub name of the encoder that training began with, where it is known to be one and not a folder's."""
+    name = config.text_config._name_or_path
+    try:
+        cached = None if not name or Path(name).exists() else try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that the Hub could have
+        return None
+    return name if isinstance(cached, str) else None
+
+
+def clean_configs(folder: Path) -> None:
+    """Takes out of the configs in a folder where they were made.
+
+    Raises:
+        ValueError: something still names a place on this machine, or looks like a token.
+    """
+    for path in (folder / name for name in ("config.json", "tokenizer_config.json", OBJECTIVE_FILE)):
+        if not path.is_file():
+            continue
+        content = _without_origins(json.loads(path.read_text(encoding="utf-8")))
+        private = next(filter(_PRIVATE.search, _strings(content)), None)
+        if private is not None:
+            raise ValueError(
+                f"{path.name} holds {private!r}, which names a place on this machine or looks like a token, and must "
+                "not be released: take it out of the checkpoint's."
+            )
+        write_json(path, content)
+
+
+def _without_origins(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_without_origins(value) for value in content]
+    if isinstance(content, dict):
+        return {name: _without_origins(value) for name, value in content.items() if name not in _ORIGINS}
+    return content
+
+
+def _strings(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list | dict):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _strings(value)
