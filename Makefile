@@ -19,8 +19,9 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	$(VENV)/bin/python examples/benchmark_cache.py
+	$(VENV)/bin/python examples/benchmarks
 
 $(VENV)/.quickstart: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +30,10 @@ $(VENV)/.quickstart: setup.cfg constraints.txt
 
 $(VENV)/.dev: $(VENV)/.quickstart
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.quickstart
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[bench]"
 	touch $@
 
 clean:

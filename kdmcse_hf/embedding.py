@@ -31,7 +31,7 @@ class SentenceEncoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         pooling: str | None = None,
-        batch_size: int = 128,
+        batch_size: int = 64,
         max_length: int = 128,
         progress: bool = False,
     ) -> None:

@@ -242,7 +242,8 @@ class KDMCSETrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        save_description(output_dir or str(self.args.output_dir), self._description())
+        if self.args.should_save:  # every process comes by
+            save_description(output_dir or str(self.args.output_dir), self._description())
 
     def _description(self) -> dict[str, Any]:
         return {

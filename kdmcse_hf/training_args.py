@@ -1,5 +1,6 @@
 """Training arguments: transformers' own, with the papers' settings as defaults."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +15,7 @@ class KDMCSETrainingArguments(TrainingArguments):
     """
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows of a batch on each device."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Sentences that are scored at a time."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sentences that are scored at a time."})
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
     schedule: Literal["interval", "proportional"] = field(
         default="interval",
@@ -43,6 +44,12 @@ class KDMCSETrainingArguments(TrainingArguments):
             # Text batches leave the cross-modal heads unused.
             self.ddp_find_unused_parameters = True
         super().__post_init__()
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{started} processes were started, but this one believes that it is alone and would train by itself. "
+                "Without GPUs say so: `--use_cpu true`. With GPUs, check that torch sees them."
+            )
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"`mini_batch_size` is {self.mini_batch_size}: expected at least 1, or none.")
         if self.pair_every_n_steps is not None and self.schedule != "interval":

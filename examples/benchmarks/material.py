@@ -4,6 +4,7 @@ import csv
 import itertools
 import lzma
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,20 @@ class Material:
 
     def encoder(self, name: str) -> str:
         return str(self.folder / name)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held, in MB."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return float("nan")
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text()).group(1)) / 1024
+
+
+def forget_peak() -> None:
+    """Has [`peak_mb`] begin anew, from what the process holds now."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def prepare(folder: Path, kit: Path | None, rows: int = 20_000) -> Material:

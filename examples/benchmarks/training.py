@@ -8,7 +8,6 @@ STS-B dev, at the rate of 1,500 pairs every 125 steps. Starting up and the first
 import argparse
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import MAX_LENGTH, Material
+from material import MAX_LENGTH, Material, peak_mb
 from transformers import TrainerCallback, logging, set_seed
 
 BATCH, WARM_UP = 64, 2
@@ -43,8 +42,7 @@ class Turns(TrainerCallback):
 
     def finish(self, tokenising: float = 0.0) -> None:
         """After the last turn. `tokenising`: seconds a step that were spent before the first."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.hand_back(peak_mb=peak, tokenising=tokenising)
+        self.hand_back(peak_mb=peak_mb(), tokenising=tokenising)
 
 
 _MARK = "turn: "

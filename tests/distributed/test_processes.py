@@ -63,7 +63,13 @@ def test_gathered_gradients_are_those_of_one_process_with_the_whole_batch(world:
 
 
 def train(
-    encoder: str, cache: str, output_dir: str, batch_size: int, gather: bool = True, mini: int | None = None
+    encoder: str,
+    cache: str,
+    output_dir: str,
+    batch_size: int,
+    gather: bool = True,
+    mini: int | None = None,
+    resume: str | None = None,
 ) -> dict:
     tokenizer = make_tokenizer()
     text = tokenize(Dataset.from_dict({"text": make_sentences(200, seed=9)}), "text", tokenizer, 32)
@@ -79,7 +85,7 @@ def train(
         pair_every_n_steps=2,
         max_steps=6,
         logging_steps=1,
-        save_strategy="no",
+        save_steps=3,
         use_cpu=True,
         disable_tqdm=True,
         optim="sgd",
@@ -96,7 +102,7 @@ def train(
         return compute(model, inputs, *rest, **named)
 
     trainer.compute_loss = watched
-    trainer.train()
+    trainer.train(resume)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "kinds": kinds,
@@ -132,6 +138,18 @@ def test_cached_gradients_train_as_the_whole_batch_does(world: int, encoder_fold
         assert cached[name] == pytest.approx(alone[name], rel=1e-4), name
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(cached["weights"][name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpoint_of_two_processes_is_resumed_by_one(encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    encoder = str(encoder_folder("bert"))
+    two = run_ranks(train, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "two"), 4)[0]
+    checkpoint = str(tmp_path / "two" / "checkpoint-3")
+    resumed = train(encoder, str(cache.folder), str(tmp_path / "one"), 8, resume=checkpoint)
+    assert resumed["kinds"] == two["kinds"][3:]
+    assert resumed["losses"][-3:] == pytest.approx(two["losses"][-3:], rel=1e-4)
+    for name, weight in two["weights"].items():
+        torch.testing.assert_close(resumed["weights"][name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_without_gathering_each_process_has_its_own_negatives_only(encoder_folder, tmp_path: Path) -> None:

@@ -420,3 +420,9 @@ def test_a_half_precision_model_is_refused_for_training(bert: Path, tmp_path: Pa
             trainer.train_dataset,
             processing_class=trainer.processing_class,
         )
+
+
+def test_processes_that_do_not_see_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, but this one believes that it is alone"):
+        KDMCSETrainingArguments(str(tmp_path))

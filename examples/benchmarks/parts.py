@@ -1,0 +1,251 @@
+"""Single parts of the work, each against its textbook form or its peer: loss, embedding, efficiency, start-up, memory.
+
+Contenders take turns within one process, or run in processes of their own where memory is measured.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from material import MAX_LENGTH, Material, forget_peak, peak_mb
+
+WIDTH, PROJECTION = 384, 256
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of two contenders, turn by turn."""
+
+    theirs: list[float]
+    ours: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.theirs, self.ours, strict=True)]
+
+    def __str__(self) -> str:
+        low, middle, high = statistics.quantiles(self.ratios, n=4)
+        theirs, ours = statistics.median(self.theirs), statistics.median(self.ours)
+        return f"{theirs:.4g} s | {ours:.4g} s | {middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def take_turns(theirs: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> Pair:
+    """Seconds of each call; both are called once before the clock starts."""
+    seconds: dict[Callable[[], Any], list[float]] = {theirs: [], ours: []}
+    for number in range(rounds + 1):
+        for contender in (theirs, ours):
+            start = time.perf_counter()
+            contender()
+            if number:
+                seconds[contender].append(time.perf_counter() - start)
+    return Pair(seconds[theirs], seconds[ours])
+
+
+def loss_contenders(batch: int) -> dict[str, Callable[[], Any]]:
+    """Forward and backward through the loss of a paired batch, from embeddings: the textbook's and ours."""
+    import textbook
+
+    from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
+
+    torch.manual_seed(0)
+    learned = {
+        "text": torch.randn(batch, 2, WIDTH, requires_grad=True),
+        "grounded": torch.randn(batch, 2, PROJECTION, requires_grad=True),
+        "image": torch.randn(batch, PROJECTION, requires_grad=True),
+        "caption": torch.randn(batch, PROJECTION, requires_grad=True),
+    }
+    teacher = {name: torch.randn(batch, PROJECTION) for name in ("teacher_image", "teacher_text")}
+    objective = PRESETS["kdmcse_reference"]
+
+    def theirs() -> torch.Tensor:
+        text, grounded = learned["text"], learned["grounded"]
+        loss = textbook.text_loss(text[:, 0], text[:, 1], margin=True)
+        loss = loss + textbook.WEIGHT * textbook.grounding_loss(grounded, learned["image"], teacher["teacher_image"])
+        loss = loss + textbook.WEIGHT * textbook.grounding_loss(grounded, learned["caption"], teacher["teacher_text"])
+        torch.autograd.grad(loss, list(learned.values()))
+        return loss.detach()
+
+    def ours() -> torch.Tensor:
+        loss = compute_objective(objective, PairEmbeddings(**learned, **teacher)).loss
+        torch.autograd.grad(loss, list(learned.values()))
+        return loss.detach()
+
+    return {"textbook": theirs, "ours": ours}
+
+
+def encoding(material: Material, precision: str, sentences: int, rounds: int) -> Pair:
+    """`SentenceTransformer.encode` against [`SentenceEncoder`], mean pooling, on sentences and captions at random."""
+    import random
+
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel, AutoTokenizer
+
+    from kdmcse_hf import SentenceEncoder
+
+    texts = material.sentences[: sentences // 2] + material.captions[: sentences // 2]
+    random.Random(0).shuffle(texts)
+    folder = material.encoder("student")
+    theirs = SentenceTransformer(folder, device="cpu")
+    theirs.max_seq_length = 128
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    ours = SentenceEncoder(model, AutoTokenizer.from_pretrained(folder), pooling="mean", max_length=128)
+
+    def autocast(function: Callable[[list[str]], Any]) -> Callable[[], Any]:
+        def call() -> Any:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                return function(texts)
+
+        return call
+
+    difference = abs(theirs.encode(texts[:64]) - ours(texts[:64])).max()
+    if difference > 1e-4:
+        raise RuntimeError(f"The two encoders differ by {difference}: there is nothing to compare.")
+    return take_turns(autocast(lambda t: theirs.encode(t, show_progress_bar=False)), autocast(ours), rounds)
+
+
+def efficiency(material: Material, encoder: str, precision: str, rounds: int) -> list[float]:
+    """Share of the matrix multiplication peak that forward and backward reach, turn by turn.
+
+    Counted are the multiplications that are carried out; the peak is that of (2048, 1024) by (1024, 2048).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModel, AutoTokenizer
+
+    from kdmcse_hf.dropout import speed_up_dropout
+    from kdmcse_hf.packing import pack_rows
+
+    model = AutoModel.from_pretrained(material.encoder(encoder), dtype=torch.float32, add_pooling_layer=False)
+    pack_rows(model)
+    speed_up_dropout(model)
+    model.train()
+    tokenizer = AutoTokenizer.from_pretrained(material.encoder(encoder))
+    sentences, dtype = material.sentences, torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.randn(2048, 1024, dtype=dtype), torch.randn(1024, 2048, dtype=dtype)
+
+    def step(number: int) -> None:
+        texts = [text for text in sentences[64 * number : 64 * (number + 1)] for _ in range(2)]
+        batch = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        hidden[:, 0].float().pow(2).sum().backward()
+        model.zero_grad()
+
+    shares = []
+    step(0)
+    for number in range(1, rounds + 1):
+        peak, spent = 0.0, 0.0
+        while spent < 0.3:
+            start = time.perf_counter()
+            left @ right
+            taken = time.perf_counter() - start
+            spent += taken
+            peak = max(peak, 2 * 2048 * 1024 * 2048 / taken)
+        start = time.perf_counter()
+        step(number)
+        taken = time.perf_counter() - start
+        with FlopCounterMode(display=False) as counter:
+            step(number)
+        shares.append(counter.get_total_flops() / taken / peak)
+    return shares
+
+
+def start_up(rounds: int) -> dict[str, list[float]]:
+    """Seconds of fresh processes, in turn."""
+    transformers = "from transformers import AutoModel, PreTrainedModel"
+    commands = {
+        "help": [sys.executable, "-m", "kdmcse_cli", "--help"],
+        "transformers": [sys.executable, "-c", transformers],
+        "kdmcse_hf": [sys.executable, "-c", f"{transformers}\nimport kdmcse_hf"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def loss_memory(contender: str, batch: int) -> float:
+    """Growth of the peak of a process's memory by one loss, in MB."""
+    call = loss_contenders(batch)[contender]
+    loss_contenders(8)[contender]()
+    forget_peak()
+    before = peak_mb()
+    call()
+    return peak_mb() - before
+
+
+def training_memory(material: Material, batch: int, mini_batch: int) -> dict[str, float]:
+    """One step of a KDMCSE run over pairs: seconds, and peak of the process's memory in MB."""
+    from kdmcse_hf import PRESETS, KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, TeacherCache, TeacherPairs
+    from kdmcse_hf.data import CaptionPairs, TrainingData
+    from kdmcse_hf.tokenizer import load_tokenizer
+
+    objective = PRESETS["kdmcse"]
+    cache = TeacherCache(material.folder / "cache")
+    tokenizer = load_tokenizer(material.encoder("student"))
+    pairs = CaptionPairs(TeacherPairs(cache), tokenizer, max_length=MAX_LENGTH)
+    model = KDMCSEModel.from_encoder(
+        material.encoder("student"),
+        image_embed_dim=cache.image_features.width,
+        caption_embed_dim=cache.caption_features.width,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = KDMCSETrainer(
+            model,
+            KDMCSETrainingArguments(
+                folder,
+                max_steps=1,
+                per_device_train_batch_size=batch,
+                mini_batch_size=mini_batch or None,
+                save_strategy="no",
+                disable_tqdm=True,
+                use_cpu=True,
+                bf16=True,
+            ),
+            objective,
+            train_dataset=TrainingData(None, pairs, objective.needs),
+            processing_class=tokenizer,
+        )
+        start = time.perf_counter()
+        trainer.train()
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function` returns when it is called in a fresh process."""
+    command = [sys.executable, __file__, function.__name__, json.dumps([_plain(argument) for argument in arguments])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{function.__name__}{arguments} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _plain(argument: Any) -> Any:
+    return str(argument.folder) if isinstance(argument, Material) else argument
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("function", choices=("loss_memory", "training_memory"))
+    parser.add_argument("arguments", type=json.loads)
+    args = parser.parse_args(argv)
+    if args.function == "loss_memory":
+        print(json.dumps(loss_memory(*args.arguments)))
+    else:
+        folder, *rest = args.arguments
+        print(json.dumps(training_memory(Material(Path(folder)), *rest)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
