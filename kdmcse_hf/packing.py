@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.utils import logging
 
 from kdmcse_hf.dropout import drop
+
+logger = logging.get_logger(__name__)
 
 ATTENTION = "kdmcse_packed"
 
@@ -57,8 +60,8 @@ def pack_rows(encoder: PreTrainedModel, *, first_token_only: bool = False) -> bo
                     if _close(encoder(**trial).last_hidden_state[tokens], expected[tokens]):
                         packing.first_token_only = first_token_only and packing.finds_first_tokens(trial, expected)
                         return True
-                except (TypeError, IndexError, NotImplementedError):
-                    pass  # it passes our argument to nobody, has no such position, or an attention of its own
+                except Exception as error:  # whatever an encoder makes of it, padding still works
+                    logger.debug(f"{type(encoder).__name__} does not pack rows: {error}")
                 packing.remove()
         encoder.set_attn_implementation("sdpa")
         return False
@@ -93,8 +96,9 @@ class _Packing:
         self.first_token_only = True
         try:
             return len(self._handles) > 2 and _close(self._encoder(**trial).last_hidden_state[:, 0], expected[:, 0])
-        except (RuntimeError, IndexError, TypeError):
-            return False  # its last layer is of another build
+        except Exception as error:  # its last layer is of another build
+            logger.debug(f"{type(self._encoder).__name__} computes its whole last layer: {error}")
+            return False
 
     def pack(self, encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
