@@ -20,8 +20,11 @@ _LAZY = {
     "TeacherCache": "teacher.cache",
     "TeacherPairs": "teacher.pairs",
     "audit_pairs": "audit.report",
+    "compare_spearman": "significance",
     "evaluate_sts": "sts",
     "export_release": "export",
+    "spearman_intervals": "significance",
+    "sts_cosines": "sts",
     "verify_release": "verification",
 }
 
@@ -37,8 +40,11 @@ __all__ = [
     "TeacherCache",
     "TeacherPairs",
     "audit_pairs",
+    "compare_spearman",
     "evaluate_sts",
     "export_release",
+    "spearman_intervals",
+    "sts_cosines",
     "verify_release",
 ]
 
