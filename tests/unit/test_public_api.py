@@ -81,7 +81,7 @@ def test_modules_depend_in_one_direction_only() -> None:
         {"teacher.additions", "teacher.cache_writer", "teacher.pairs"},
         {"teacher.extraction_plan", "teacher.feature_import", "teacher.json_import"},
         {"teacher.extraction"},
-        {"calibration", "conversion", "data", "grad_cache"},
+        {"calibration", "conversion", "data", "grad_cache", "retrieval"},
         {"preflight"},
         {"trainer"},
         {"arguments"},
