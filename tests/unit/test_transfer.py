@@ -48,7 +48,7 @@ def test_reviews_are_scored_as_nested_loops_over_senteval_s_folds(tmp_path: Path
     x, y = encode([" ".join(words) for words, _ in examples]), np.array([label for _, label in examples])
 
     def fitted(rows: np.ndarray, c: float) -> LogisticRegression:
-        return LogisticRegression(C=c, max_iter=2000).fit(x[rows], y[rows])
+        return LogisticRegression(C=c, solver="liblinear").fit(x[rows], y[rows])
 
     outer = []
     for train, test in StratifiedKFold(3, shuffle=True, random_state=1111).split(x, y):
