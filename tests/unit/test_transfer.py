@@ -116,10 +116,22 @@ def test_recurring_sentences_are_embedded_once(tmp_path: Path) -> None:
     assert sorted(seen) == ["bad c", "good a", "good b"]
 
 
+def test_an_empty_review_counts_and_is_embedded_as_a_full_stop(tmp_path: Path) -> None:
+    write(tmp_path, "CR/custrev.pos", "good a\n\ngood b\n")
+    write(tmp_path, "CR/custrev.neg", "bad a\nbad b\nbad c\n")
+    (reviews,) = load_transfer(tmp_path, "CR")
+    assert (reviews.texts[0], len(reviews.texts)) == (("",), 6)  # SentEval's order: it has no word
+    with pytest.raises(ValueError, match=r"^\.$"):
+        evaluate_transfer(refuse_all_but_words, tmp_path, ["CR"])
+
+
+def refuse_all_but_words(sentences: list[str]) -> np.ndarray:
+    raise ValueError("".join(sentence for sentence in sentences if " " not in sentence))
+
+
 @pytest.mark.parametrize(
     ("task", "name", "content", "message"),
     [
-        ("CR", "CR/custrev.pos", "fine\n \nfine\n", "custrev.pos, line 2: expected a sentence"),
         ("SST2", "SST/binary/sentiment-train", "a film\t1\na film 1\n", "sentiment-train, line 2: .* 0 or 1"),
         ("SST2", "SST/binary/sentiment-train", "a film\t2\n", "sentiment-train, line 1: .* 0 or 1"),
         ("TREC", "TREC/train_5500.label", "NUM:x How ?\nNUMB:x How ?\n", "train_5500.label, line 2: .*ABBR"),
