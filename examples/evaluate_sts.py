@@ -2,7 +2,7 @@
 
     python examples/evaluate_sts.py --model_name_or_path runs/kdmcse --sts_dir SentEval/data/downstream \
         --output_json scores.json
-    python examples/evaluate_sts.py --model_name_or_path bert-base-uncased --pooling cls --sts_dir ...
+    python examples/evaluate_sts.py --model_name_or_path bert-base-uncased --pooling cls --intervals --sts_dir ...
 """
 
 import argparse
@@ -16,7 +16,8 @@ from transformers import AutoModel
 
 import kdmcse_hf  # noqa: F401  (registers KDMCSEModel with AutoModel)
 from kdmcse_hf.embedding import SentenceEncoder
-from kdmcse_hf.sts import TASKS, evaluate_sts
+from kdmcse_hf.significance import spearman_intervals
+from kdmcse_hf.sts import TASKS, evaluate_sts, sts_cosines
 from kdmcse_hf.tokenizer import load_tokenizer
 
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model or any AutoModel encoder")
     parser.add_argument("--sts_dir", required=True, help="folder with STS/ and SICK/ in SentEval's layout")
     parser.add_argument("--output_json", type=Path, help="where to write {task: score, ..., avg: score}")
+    parser.add_argument("--intervals", action="store_true", help="print 95 %% bootstrap intervals, too")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--pooling", choices=["cls", "mean"], help="for plain encoders (default: cls, as the papers)")
     parser.add_argument("--batch_size", type=int, default=128)
@@ -44,8 +46,13 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         progress=True,
     )
     print(f"{args.model_name_or_path}: sentence vector by {encoder.pooling} pooling")
-    scores = evaluate_sts(encoder, args.sts_dir, args.tasks)
-    print("  ".join(f"{task} {score:.2f}" for task, score in scores.items()))
+    if args.intervals:
+        intervals = spearman_intervals(sts_cosines(encoder, args.sts_dir, args.tasks))
+        scores = {task: interval.value for task, interval in intervals.items()}
+        print("  ".join(f"{task} {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for task, i in intervals.items()))
+    else:
+        scores = evaluate_sts(encoder, args.sts_dir, args.tasks)
+        print("  ".join(f"{task} {score:.2f}" for task, score in scores.items()))
     if args.output_json:
         args.output_json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores

@@ -20,8 +20,13 @@ _LAZY = {
     "TeacherCache": "teacher.cache",
     "TeacherPairs": "teacher.pairs",
     "audit_pairs": "audit.report",
+    "compare_spearman": "significance",
+    "evaluate_retrieval": "retrieval",
     "evaluate_sts": "sts",
+    "evaluate_transfer": "transfer",
     "export_release": "export",
+    "spearman_intervals": "significance",
+    "sts_cosines": "sts",
     "verify_release": "verification",
 }
 
@@ -37,8 +42,13 @@ __all__ = [
     "TeacherCache",
     "TeacherPairs",
     "audit_pairs",
+    "compare_spearman",
+    "evaluate_retrieval",
     "evaluate_sts",
+    "evaluate_transfer",
     "export_release",
+    "spearman_intervals",
+    "sts_cosines",
     "verify_release",
 ]
 

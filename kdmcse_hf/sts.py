@@ -83,7 +83,7 @@ def score_pairs(encode: Encoder, pairs: SentencePairs) -> dict[str, float]:
     """
     vectors, row = _encode_once(encode, [pairs])
     first, second = ([row[s] for s in side] for side in (pairs.first, pairs.second))
-    result: dict[str, float] = {"spearman": _spearman(vectors[first], vectors[second], pairs)}
+    result: dict[str, float] = {"spearman": _spearman((vectors[first] * vectors[second]).sum(axis=1), pairs.scores)}
     positive = np.flatnonzero(np.asarray(pairs.scores) >= POSITIVE_SCORE)
     if len(positive):
         positives = vectors[np.asarray(first)[positive]], vectors[np.asarray(second)[positive]]
@@ -92,14 +92,22 @@ def score_pairs(encode: Encoder, pairs: SentencePairs) -> dict[str, float]:
     return result
 
 
-def evaluate_sts(encode: Encoder, sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, float]:
-    """Spearman x 100 of each task's test split, by task, and their mean as `avg`."""
+def sts_cosines(
+    encode: Encoder, sts_dir: str | Path, tasks: Sequence[str] = TASKS
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """The cosines and the gold scores, (N,) each, of each task's test split: what every score is made of."""
     loaded = {task: load_sts(sts_dir, task) for task in tasks}  # a missing file shows before any encoding
     vectors, row = _encode_once(encode, loaded.values())
     result = {}
     for task, pairs in loaded.items():
         first, second = ([row[s] for s in side] for side in (pairs.first, pairs.second))
-        result[task] = _spearman(vectors[first], vectors[second], pairs)
+        result[task] = (vectors[first] * vectors[second]).sum(axis=1), np.asarray(pairs.scores)
+    return result
+
+
+def evaluate_sts(encode: Encoder, sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, float]:
+    """Spearman x 100 of each task's test split, by task, and their mean as `avg`."""
+    result = {task: _spearman(*scored) for task, scored in sts_cosines(encode, sts_dir, tasks).items()}
     return result | {"avg": float(np.mean(list(result.values())))}
 
 
@@ -120,9 +128,8 @@ def _encode_once(encode: Encoder, sets: Iterable[SentencePairs]) -> tuple[NDArra
     return vectors, {sentence: index for index, sentence in enumerate(sentences)}
 
 
-def _spearman(first: NDArray[np.float64], second: NDArray[np.float64], pairs: SentencePairs) -> float:
-    cosine = (first * second).sum(axis=1)
-    return float(Spearman().compute(predictions=cosine, references=pairs.scores)["spearman"])
+def _spearman(cosine: NDArray[np.float64], scores: Sequence[float] | NDArray[np.float64]) -> float:
+    return float(Spearman().compute(predictions=cosine, references=scores)["spearman"])
 
 
 def _year_subset(folder: Path, subset: str) -> Iterator[tuple[str, str, float]]:

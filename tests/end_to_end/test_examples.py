@@ -44,6 +44,29 @@ def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(
     found = json.loads(scores.read_text())
     assert set(found) == {"STSB", "avg"}
     assert found["avg"] == found["STSB"]
+    done = run(
+        "evaluate_sts.py",
+        *("--model_name_or_path", str(folder), "--sts_dir", str(world / "sts"), "--intervals"),
+        *("--output_json", str(scores), "--tasks", "STSB", "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(scores.read_text()) == pytest.approx(found)
+    value, low, high = map(float, re.search(r"STSB (\S+) \[(\S+), (\S+)\]", done.stdout).groups())
+    assert low < value < high
+    assert value == pytest.approx(found["STSB"], abs=0.01)
+
+    done = run(
+        "evaluate_retrieval.py",
+        *("--model_name_or_path", str(folder), "--teacher_cache", str(world / "cache")),
+        *("--output_json", str(scores), "--device", "cpu"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(scores.read_text())
+    assert [(name, part["queries"], part["candidates"]) for name, part in found.items()] == [
+        ("caption_to_image", 288, 96),
+        ("image_to_caption", 96, 288),
+        ("caption_to_caption", 288, 288),
+    ]
 
     (tmp_path / "in.txt").write_text("a small red circle\nthe picture shows a blue square\n")
     done = run(

@@ -16,6 +16,7 @@ from kdmcse_hf.sts import evaluate_sts, load_sts
 from kdmcse_hf.teacher.feature_import import import_features
 from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
+from kdmcse_hf.transfer import load_transfer
 
 pytestmark = [
     pytest.mark.realdata,
@@ -73,3 +74,16 @@ def test_stored_features_import_row_for_row_and_the_filter_works_on_them(kit: Pa
     _, reports = calibrate(PRESETS["kdmcse"], pairs.sample(2048, PRESETS["kdmcse"].needs))
     assert [report.term for report in reports] == ["image", "caption"]
     assert all(1e-5 < report.filter_rate < 0.05 for report in reports)
+
+
+def test_the_transfer_sets_have_their_known_sizes(kit: Path) -> None:
+    sizes = {
+        "MR": [10662],
+        "CR": [3775],
+        "SUBJ": [10000],
+        "MPQA": [10606],
+        "SST2": [67349, 872, 1821],
+        "TREC": [5452, 500],
+        "MRPC": [4076, 1725],
+    }
+    assert {task: [len(part.labels) for part in load_transfer(kit / "transfer", task)] for task in sizes} == sizes

@@ -1,0 +1,56 @@
+"""Retrieve pictures by captions, captions by pictures, and captions by other captions of the same picture.
+
+    python examples/evaluate_retrieval.py --model_name_or_path runs/kdmcse --teacher_cache cache/flickr-test \
+        --output_json retrieval.json
+
+The cache holds held-out pictures, extracted with the teacher of the training cache (`kdmcse extract --split test`). A
+model without a grounding head is scored on captions alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModel
+
+import kdmcse_hf  # noqa: F401  (registers KDMCSEModel with AutoModel)
+from kdmcse_hf.embedding import SentenceEncoder
+from kdmcse_hf.retrieval import evaluate_retrieval
+from kdmcse_hf.teacher.cache import TeacherCache
+from kdmcse_hf.tokenizer import load_tokenizer
+
+
+def main(argv: Sequence[str]) -> dict[str, dict[str, float]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model or any AutoModel encoder")
+    parser.add_argument("--teacher_cache", required=True, help="cache of held-out pictures and captions")
+    parser.add_argument("--output_json", type=Path, help="where to write {direction: {r@1: ..., ...}, ...}")
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="for plain encoders (default: cls, as the papers)")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    if args.output_json and not args.output_json.parent.is_dir():
+        parser.exit(2, f"{parser.prog}: the folder of --output_json does not exist: {args.output_json.parent}\n")
+
+    cache = TeacherCache(args.teacher_cache)
+    model = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device)
+    encoder = SentenceEncoder(
+        model,
+        load_tokenizer(args.model_name_or_path),
+        pooling=args.pooling or getattr(model.config, "pooling", "cls"),
+        batch_size=args.batch_size,
+    )
+    print(f"{args.model_name_or_path}: sentence vector by {encoder.pooling} pooling")
+    scores = evaluate_retrieval(encoder, cache)
+    for direction, found in scores.items():
+        print(f"{direction}: " + "  ".join(f"{name} {value:g}" for name, value in found.items()))
+    if args.output_json:
+        args.output_json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    return scores
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

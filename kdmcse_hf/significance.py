@@ -1,0 +1,172 @@
+"""How sure a Spearman correlation is: bootstrap intervals, and paired tests between two models.
+
+Pairs are drawn anew, with replacement, as many as there are; each set by its own draws, in order of the sets. The
+same seed gives every model the same draws, so that two models are compared on the same pairs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+ScoredSets = Mapping[str, tuple[ArrayLike, ArrayLike]]
+"""By name of the set: the model's cosines and the gold scores, N numbers each."""
+_BLOCK = 2**20  # resamples x pairs at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A Spearman correlation x 100 and the percentile interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Second model minus first, in points of Spearman x 100.
+
+    Attributes:
+        difference: on the pairs as they are.
+        low, high: percentile interval of it.
+        p: two-sided: twice the smaller share of resamples at or beyond zero, each count plus one, at most 1; never
+            below `2 / (resamples + 1)`. Where the interval excludes zero it is below `1 - confidence`, but for
+            rounding.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def spearman_intervals(
+    sets: ScoredSets, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """An interval for each set, and for their mean as `avg`.
+
+    The mean's interval takes the sets as given: it says how far other pairs would move it, not other sets.
+
+    Args:
+        sets: cosines and gold scores by set, as [`sts_cosines`] gives them.
+        resamples: how often pairs are drawn.
+        confidence: share of resamples within the interval, in (0, 1).
+        seed: of the draws.
+
+    Raises:
+        ValueError: no sets, sides of different length, or a correlation that does not exist.
+    """
+    values, drawn = _bootstrap(sets, resamples, confidence, seed)
+    return {name: Interval(values[name], *_percentiles(drawn[name], confidence)) for name in values}
+
+
+def compare_spearman(
+    first: ScoredSets, second: ScoredSets, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Comparison]:
+    """A paired bootstrap test of two models on each set, and on the sets' mean as `avg`.
+
+    Args:
+        first, second: cosines and gold scores of the same pairs by each model.
+        resamples, confidence, seed: as in [`spearman_intervals`].
+
+    Raises:
+        ValueError: the two are not of the same pairs, or as in [`spearman_intervals`].
+    """
+    if list(first) != list(second):
+        raise ValueError(f"The models were scored on {list(first)} and on {list(second)}: expected the same sets.")
+    for name in first:
+        if not np.array_equal(np.asarray(first[name][1]), np.asarray(second[name][1])):
+            raise ValueError(f"The gold scores of {name} differ between the models: expected the same pairs in order.")
+    values, drawn = _bootstrap(first, resamples, confidence, seed)
+    other_values, other_drawn = _bootstrap(second, resamples, confidence, seed)
+    result = {}
+    for name in values:
+        differences = other_drawn[name] - drawn[name]
+        known = differences[~np.isnan(differences)]
+        tail = min((known <= 0).sum(), (known >= 0).sum()) + 1
+        result[name] = Comparison(
+            other_values[name] - values[name],
+            *_percentiles(differences, confidence),
+            p=min(1.0, 2 * float(tail) / (len(known) + 1)),
+        )
+    return result
+
+
+def _bootstrap(
+    sets: ScoredSets, resamples: int, confidence: float, seed: int
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """The correlation of each set and of its resamples, (resamples,), and the same of the mean."""
+    if not sets or resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"{len(sets)} sets, `resamples` {resamples} and `confidence` {confidence}: expected at least one set, at "
+            "least one resample and a confidence between 0 and 1."
+        )
+    values: dict[str, float] = {}
+    drawn: dict[str, NDArray[np.float64]] = {}
+    for number, (name, (predictions, references)) in enumerate(sets.items()):
+        left, right = (_Ranks(np.asarray(side, dtype=np.float64)) for side in (predictions, references))
+        count = left.count
+        if right.count != count:
+            raise ValueError(f"{name} has {count} cosines and {right.count} gold scores: expected as many.")
+        values[name] = float(_spearman(left, right, np.ones((1, count)))[0])
+        if np.isnan(values[name]):
+            raise ValueError(
+                f"Spearman's correlation on {name} does not exist: one of the sides is constant or not finite."
+            )
+        rng = np.random.default_rng((seed, 5, number))
+        drawn[name] = np.concatenate([_spearman(left, right, counts) for counts in _draws(rng, count, resamples)])
+    values["avg"] = float(np.mean(list(values.values())))
+    drawn["avg"] = np.mean(list(drawn.values()), axis=0)
+    return values, drawn
+
+
+def _draws(rng: np.random.Generator, count: int, resamples: int) -> Iterator[NDArray[np.float64]]:
+    """How often each pair is drawn in each resample, (resamples, count), some resamples at a time."""
+    step = max(1, _BLOCK // count)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+
+
+class _Ranks:
+    """Ranks of one side's values where each counts as often as it was drawn, ties averaged."""
+
+    def __init__(self, values: NDArray[np.float64]) -> None:
+        self.count = len(values)
+        self._order = np.argsort(values, kind="stable")
+        ordered = values[self._order]
+        self._starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: self.count])
+        group = np.empty(self.count, dtype=np.int64)
+        group[self._order] = np.repeat(np.arange(len(self._starts)), np.diff(np.r_[self._starts, self.count]))
+        self._group = group
+        self._finite = bool(np.isfinite(values).all())
+
+    def centred(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(R, N) ranks of every value among the weighted ones, less their mean; NaN for values that are not finite."""
+        if not self._finite:
+            return np.full_like(weights, np.nan)
+        tied = np.add.reduceat(weights[:, self._order], self._starts, axis=1)
+        ranks = np.cumsum(tied, axis=1) - tied / 2 - self.count / 2
+        centred: NDArray[np.float64] = ranks[:, self._group]
+        return centred
+
+
+def _spearman(first: _Ranks, second: _Ranks, weights: NDArray[np.float64]) -> NDArray[Any]:
+    """(R,) correlations x 100 under (R, N) weights; NaN where a side is constant."""
+    left, right = first.centred(weights), second.centred(weights)
+    covariance, *variances = (
+        np.einsum("rn,rn,rn->r", weights, a, b) for a, b in ((left, right), (left,) * 2, (right,) * 2)
+    )
+    product = np.sqrt(variances[0] * variances[1])
+    result: NDArray[Any] = np.divide(100 * covariance, product, out=np.full_like(product, np.nan), where=product > 0)
+    return result
+
+
+def _percentiles(drawn: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    # A resample of a few pairs can have a constant side, and so no correlation.
+    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from scipy.stats import norm, spearmanr
+
+from kdmcse_hf.significance import Comparison, compare_spearman, spearman_intervals
+
+
+def correlated(count: int, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines with noise, and gold scores in steps of 0.2, with ties as real gold scores have them."""
+    rng = np.random.default_rng(seed)
+    gold = rng.integers(0, 26, size=count) / 5
+    return gold + noise * rng.normal(size=count), gold
+
+
+def slow_bootstrap(
+    predictions: np.ndarray, references: np.ndarray, resamples: int, seed: int, number: int
+) -> np.ndarray:
+    rng = np.random.default_rng((seed, 5, number))
+    draws = [rng.integers(len(predictions), size=len(predictions)) for _ in range(resamples)]
+    return np.array([100 * spearmanr(predictions[rows], references[rows]).statistic for rows in draws])
+
+
+def test_intervals_are_the_percentiles_of_scipy_s_correlations_of_the_same_draws() -> None:
+    sets = {"a": correlated(60), "b": correlated(45, seed=1)}
+    sets["a"][0][:20] = sets["a"][0][20:40]  # ties among the cosines, too
+    found = spearman_intervals(sets, resamples=50, confidence=0.8, seed=7)
+    drawn = {name: slow_bootstrap(*scored, 50, 7, number) for number, (name, scored) in enumerate(sets.items())}
+    drawn["avg"] = (drawn["a"] + drawn["b"]) / 2
+    assert found.keys() == drawn.keys()
+    for name, expected in drawn.items():
+        low, high = np.quantile(expected, [0.1, 0.9])
+        assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=1e-9)
+    for name, scored in sets.items():
+        assert found[name].value == pytest.approx(100 * spearmanr(*scored).statistic)
+    assert found["avg"].value == pytest.approx((found["a"].value + found["b"].value) / 2)
+
+
+def test_the_order_of_memory_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {"a": correlated(60)}
+    whole = spearman_intervals(sets, resamples=31)
+    monkeypatch.setattr("kdmcse_hf.significance._BLOCK", 200)
+    assert spearman_intervals(sets, resamples=31) == whole
+    assert spearman_intervals(sets, resamples=31, seed=1) != whole
+
+
+def test_a_perfect_ranking_has_no_uncertainty_and_more_pairs_have_less() -> None:
+    perfect = np.arange(30.0)
+    found = spearman_intervals({"a": (np.exp(perfect / 9), perfect)})["a"]
+    assert (found.value, found.low, found.high) == pytest.approx((100, 100, 100))
+    few, many = (spearman_intervals({"a": correlated(count, noise=2)})["a"] for count in (100, 1600))
+    assert (few.high - few.low) / (many.high - many.low) == pytest.approx(4, rel=0.35)
+
+
+def test_the_interval_of_independent_sides_is_the_known_one() -> None:
+    """Without correlation Spearman's rho is nearly normal with variance 1 / (N - 1)."""
+    rng = np.random.default_rng(3)
+    found = spearman_intervals({"a": (rng.normal(size=2000), rng.normal(size=2000))}, resamples=4000)["a"]
+    assert found.high - found.low == pytest.approx(2 * norm.ppf(0.975) * 100 / np.sqrt(1999), rel=0.05)
+
+
+def test_a_comparison_is_of_the_same_draws() -> None:
+    (worse, gold), (better, _) = correlated(80, noise=3), correlated(80, noise=2)
+    found = compare_spearman({"a": (worse, gold)}, {"a": (better, gold)}, resamples=60, seed=2)["a"]
+    differences = slow_bootstrap(better, gold, 60, 2, 0) - slow_bootstrap(worse, gold, 60, 2, 0)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+    assert found.difference == pytest.approx(
+        100 * (spearmanr(better, gold).statistic - spearmanr(worse, gold).statistic)
+    )
+    assert found.p == pytest.approx(2 * (min((differences <= 0).sum(), (differences >= 0).sum()) + 1) / 61)
+
+
+def test_models_of_equal_rank_do_not_differ_and_swapping_two_turns_the_sign() -> None:
+    cosine, gold = correlated(200)
+    other = correlated(200, noise=4)[0]
+    same = compare_spearman({"a": (cosine, gold)}, {"a": (np.exp(cosine), gold)})["a"]
+    assert same == Comparison(0.0, 0.0, 0.0, 1.0)
+    there, back = (
+        compare_spearman({"a": (x, gold)}, {"a": (y, gold)})["a"] for x, y in ((cosine, other), (other, cosine))
+    )
+    assert there.p == back.p == pytest.approx(2 / 1001)
+    assert there.difference < -20
+    assert (there.difference, there.low) == pytest.approx((-back.difference, -back.high))
+
+
+def test_a_true_difference_of_nothing_is_called_significant_as_rarely_as_promised() -> None:
+    """Two models with noise of one kind: the share of p below 0.05 is about 5 %."""
+    p = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        gold = rng.normal(size=150)
+        first, second = ({"a": (gold + rng.normal(size=150), gold)} for _ in range(2))
+        p.append(compare_spearman(first, second, resamples=200)["avg"].p)
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.09
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({}, "0 sets"),
+        ({"a": ([1.0, 2.0], [1.0])}, "a has 2 cosines and 1 gold scores"),
+        ({"a": ([1.0, 1.0], [1.0, 2.0])}, "on a does not exist"),
+        ({"a": ([1.0, float("nan")], [1.0, 2.0])}, "on a does not exist"),
+        ({"a": ([], [])}, "on a does not exist"),
+    ],
+)
+def test_what_has_no_interval_is_refused(sets: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spearman_intervals(sets)
+
+
+def test_models_scored_on_other_pairs_are_not_compared() -> None:
+    cosine, gold = correlated(20)
+    with pytest.raises(ValueError, match="gold scores of a differ"):
+        compare_spearman({"a": (cosine, gold)}, {"a": (cosine, gold[::-1])})
+    with pytest.raises(ValueError, match="expected the same sets"):
+        compare_spearman({"a": (cosine, gold)}, {"b": (cosine, gold)})
