@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from kdmcse_hf.checkpoint import load_sts_results
+from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.shard import CacheError
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
