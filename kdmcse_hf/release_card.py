@@ -74,9 +74,13 @@ def render_card(
     description: dict[str, Any],
     record: dict[str, Any],
     sts: dict[str, Any],
+    command: str = "",
     **shown: Any,
 ) -> str:
-    """The text of a model card; what is not recorded is said to be unknown, or left out."""
+    """The text of a model card; what is not recorded is said to be unknown, or left out.
+
+    With a `command` it is the card of a run that has not been made, which that command would make.
+    """
     objective = description.get("objective", {})
     preset, changes = nearest_preset(objective)
     published = _published(sts)
@@ -102,6 +106,7 @@ def render_card(
         dev=record.get("dev"),
         teacher=record.get("teacher"),
         sts=sts,
+        command=command,
         protocol=_words(sts),
         strange=[task for task in sts.get("scores", {}) if task != "avg" and task not in published],
         **shown,
