@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModel
 
 import kdmcse_hf  # noqa: F401  (registers KDMCSEModel with AutoModel)
+from kdmcse_hf.checkpoint import save_sts_results
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.significance import spearman_intervals
-from kdmcse_hf.sts import TASKS, evaluate_sts, sts_cosines
+from kdmcse_hf.sts import TASKS, evaluate_sts, load_sts, sts_cosines
 from kdmcse_hf.tokenizer import load_tokenizer
 
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     parser.add_argument("--sts_dir", required=True, help="folder with STS/ and SICK/ in SentEval's layout")
     parser.add_argument("--output_json", type=Path, help="where to write {task: score, ..., avg: score}")
     parser.add_argument("--intervals", action="store_true", help="print 95 %% bootstrap intervals, too")
+    parser.add_argument("--record", action="store_true", help="keep the scores in the model's folder, for its card")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--pooling", choices=["cls", "mean"], help="for plain encoders (default: cls, as the papers)")
     parser.add_argument("--batch_size", type=int, default=128)
@@ -35,6 +37,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     args = parser.parse_args(argv)
     if args.output_json and not args.output_json.parent.is_dir():
         parser.exit(2, f"{parser.prog}: the folder of --output_json does not exist: {args.output_json.parent}\n")
+    if args.record and not Path(args.model_name_or_path, "model.safetensors").is_file():
+        parser.exit(2, f"{parser.prog}: --record needs a saved model, not {args.model_name_or_path}\n")
 
     model = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device)
     encoder = SentenceEncoder(
@@ -55,6 +59,16 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         print("  ".join(f"{task} {score:.2f}" for task, score in scores.items()))
     if args.output_json:
         args.output_json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    if args.record:
+        protocol = {
+            "split": "test",
+            "aggregation": "all (one correlation over all pairs of a task)",
+            "text": "SentEval's files, as they are",
+            "sentence vector": f"{encoder.pooling} pooling, float32",
+            "cut after": f"{encoder.max_length} tokens",
+        }
+        pairs = {task: len(load_sts(args.sts_dir, task)) for task in args.tasks}
+        save_sts_results(args.model_name_or_path, {"scores": scores, "pairs": pairs, "protocol": protocol})
     return scores
 
 

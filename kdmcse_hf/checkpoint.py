@@ -1,4 +1,4 @@
-"""Checkpoint folders: which ones are whole, and which run they belong to."""
+"""Checkpoint folders: which ones are whole, which run they belong to, and what is recorded beside the weights."""
 
 import json
 import os
@@ -8,9 +8,15 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from kdmcse_hf.teacher.shard import sha256
+
 logger = logging.get_logger(__name__)
 
 OBJECTIVE_FILE = "objective.json"
+RECORD_FILE = "training_record.json"
+STS_FILE = "sts_results.json"
+RECORDED = (OBJECTIVE_FILE, RECORD_FILE, STS_FILE)
+"""What a release keeps of what is known about a checkpoint, and tells in its card."""
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
@@ -28,7 +34,51 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
 
 def save_description(folder: str | os.PathLike[str], description: dict[str, Any]) -> None:
     """Writes what a run minimises, and over which batches, into a folder of it."""
-    (Path(folder) / OBJECTIVE_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    _write(Path(folder) / OBJECTIVE_FILE, description)
+
+
+def save_record(folder: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Writes what a run was (see [`training_record`]) into a folder of it."""
+    _write(Path(folder) / RECORD_FILE, record)
+
+
+def save_sts_results(folder: str | os.PathLike[str], results: dict[str, Any]) -> None:
+    """Writes what [`evaluate_sts`] found beside the weights that it was found for.
+
+    Args:
+        folder: a saved model.
+        results: `scores` by task, `pairs` (how many) by task, and the `protocol` in words.
+
+    Raises:
+        ValueError: there are no weights in the folder.
+    """
+    weights = _weights(Path(folder))
+    if not weights:
+        raise ValueError(f"{folder} holds no model.safetensors: STS results are kept beside the weights they are of.")
+    _write(Path(folder) / STS_FILE, {**results, "weights": weights})
+
+
+def load_sts_results(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What [`save_sts_results`] wrote, if anything.
+
+    Raises:
+        ValueError: they are of other weights than lie there now.
+    """
+    path = Path(folder) / STS_FILE
+    if not path.is_file():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if results.pop("weights", None) != _weights(Path(folder)):
+        raise ValueError(f"{path} holds the scores of other weights than lie beside it: evaluate again, or remove it.")
+    return results
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.glob("model*.safetensors"))}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def check_same_run(checkpoint: str | os.PathLike[str], description: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Training data: tokenised sentences and captions, and the features that belong to the captions."""
 
+import hashlib
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,18 @@ class TrainingData(Dataset[dict[str, Any]]):
         self.num_text = 0 if text is None else len(text)
         self.num_pairs = 0 if pairs is None else len(pairs)
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of all token ids in their order: of the `text`, and of the `pairs` with the image row of each."""
+        found = {}
+        if self.text is not None:
+            found["text"] = _digest(self.text).hexdigest()
+        if self.pairs is not None:
+            digest = _digest(self.pairs.input_ids)
+            digest.update(self.pairs.teacher.image_rows.tobytes())
+            found["pairs"] = digest.hexdigest()
+        return found
+
     def __len__(self) -> int:
         return self.num_text + self.num_pairs
 
@@ -128,6 +142,15 @@ class TrainingData(Dataset[dict[str, Any]]):
             {"input_ids": ids, **{name: array[row] for name, array in features.items()}}
             for row, ids in enumerate(input_ids)
         ]
+
+
+def _digest(rows: datasets.Dataset) -> Any:
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(10_000):
+        ids = batch["input_ids"].combine_chunks()
+        for numbers in (ids.value_lengths(), ids.flatten()):
+            digest.update(np.ascontiguousarray(numbers.to_numpy(zero_copy_only=False), dtype=np.int64).data)
+    return digest
 
 
 class ContrastiveCollator:

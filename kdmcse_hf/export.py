@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from kdmcse_hf import __version__
-from kdmcse_hf.checkpoint import OBJECTIVE_FILE
+from kdmcse_hf.checkpoint import RECORD_FILE, RECORDED, load_sts_results, save_sts_results
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.golden import make_golden
 from kdmcse_hf.modeling_kdmcse import KDMCSEModel
@@ -30,7 +30,7 @@ from kdmcse_hf.release import (
     write_json,
     write_manifest,
 )
-from kdmcse_hf.release_card import release_card
+from kdmcse_hf.release_card import write_card
 from kdmcse_hf.tokenizer import load_tokenizer
 from kdmcse_hf.verification import verify_release
 
@@ -46,7 +46,11 @@ _PRIVATE = re.compile(r"(?:^|[\s=:'\"(])(?:/[\w.-]+/|~/|[A-Za-z]:[\\/]|file:)|\b
 
 
 def export_release(
-    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], *, max_length: int | None = None
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    max_length: int | None = None,
+    name: str = "FOLDER_OR_HUB_NAME",
 ) -> Path:
     """Writes a release (see [`kdmcse_hf.release`]), whole or not at all, and only if it can be opened.
 
@@ -57,10 +61,11 @@ def export_release(
         checkpoint: a folder that [`KDMCSETrainer`] saved, or a [`KDMCSEModel`] with its tokenizer.
         out: the release; made, or replaced if it is a release.
         max_length: tokens after which clients cut a sentence; by default 128, or fewer if the encoder reads fewer.
+        name: by which the card's examples load it.
 
     Raises:
         ValueError: the checkpoint cannot be read or fits no plain encoder; `out` holds something else; a file would
-            give away where it was made.
+            give away where it was made; recorded scores are of other weights.
         OSError: it cannot be written; nothing is left of it.
     """
     checkpoint, out = Path(checkpoint), Path(os.path.abspath(out))
@@ -68,27 +73,32 @@ def export_release(
         model = _load(checkpoint)
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=False)
         max_length = _max_length(model, tokenizer, max_length)
-        base_model = _base_model(model.config)
         dtype = str(model.dtype).removeprefix("torch.")
         files = sentence_transformers_files(model.config.pooling, model.config.hidden_size, max_length)
         try:
             has_pooler = _write_encoder(folder, model)
             _write_checkpoint(folder / CHECKPOINT, model)
             _write_tokenizers(folder, model, tokenizer, max_length)
-            for name, content in files.items():
-                (folder / name).parent.mkdir(exist_ok=True)
-                write_json(folder / name, content)
-            if (checkpoint / OBJECTIVE_FILE).is_file():
-                shutil.copyfile(checkpoint / OBJECTIVE_FILE, folder / CHECKPOINT / OBJECTIVE_FILE)
+            for file, content in files.items():
+                (folder / file).parent.mkdir(exist_ok=True)
+                write_json(folder / file, content)
+            sts = load_sts_results(checkpoint)
+            for file in RECORDED:
+                if (checkpoint / file).is_file():
+                    shutil.copyfile(checkpoint / file, folder / CHECKPOINT / file)
+            if sts is not None:
+                save_sts_results(folder / CHECKPOINT, sts)
             for place in (folder, folder / CHECKPOINT):
                 clean_configs(place)
             make_golden(model.float(), load_tokenizer(folder), max_length=max_length, dtype=dtype).save(folder / GOLDEN)
         except SafetensorError as error:
             raise OSError(f"{out} could not be written, and nothing is left of it: {error}") from error
-        card = release_card(model.config, max_length, base_model, pooler_trap=has_pooler)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        for name in files_of(folder):  # safetensors writes files that only their owner can read
-            (folder / name).chmod((folder / CARD).stat().st_mode)
+        write_card(
+            folder, model.config, name=name, base_model=_base_model(folder, model), max_length=max_length,
+            pooler_trap=has_pooler,
+        )  # fmt: skip
+        for file in files_of(folder):  # safetensors writes files that only their owner can read
+            (folder / file).chmod((folder / CARD).stat().st_mode)
         write_manifest(folder, __version__)
         wrong = [check for check in verify_release(folder, clients=("transformers", "kdmcse_hf")) if not check.ok]
         if wrong:
@@ -173,14 +183,25 @@ def _max_length(model: KDMCSEModel, tokenizer: PreTrainedTokenizerBase, wanted: 
     return min(limit, MAX_LENGTH) if wanted is None else wanted
 
 
-def _base_model(config: KDMCSEConfig) -> str | None:
-    """The Hub name of the encoder that training began with, where it is known to be one and not a folder's."""
-    name = config.text_config._name_or_path
+def _base_model(folder: Path, model: KDMCSEModel) -> str | None:
+    """The Hub name of what training began with: as its record has it, or else as far as it can be told."""
     try:
-        cached = None if not name or Path(name).exists() else try_to_load_from_cache(name, "config.json")
+        record = json.loads((folder / CHECKPOINT / RECORD_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return hub_name(model.config.text_config._name_or_path)
+    name: str | None = record.get("base_model")
+    return name
+
+
+def hub_name(name: str | None) -> str | None:
+    """`name` where it is known to be one on the Hub, and not a folder's."""
+    try:
+        if not name or Path(name).exists():
+            return None
+        files = ("config.json", f"{CHECKPOINT}/config.json")
+        return name if any(isinstance(try_to_load_from_cache(name, file), str) for file in files) else None
     except ValueError:  # no name that the Hub could have
         return None
-    return name if isinstance(cached, str) else None
 
 
 def clean_configs(folder: Path) -> None:
@@ -189,7 +210,7 @@ def clean_configs(folder: Path) -> None:
     Raises:
         ValueError: something still names a place on this machine, or looks like a token.
     """
-    for path in (folder / name for name in ("config.json", "tokenizer_config.json", OBJECTIVE_FILE)):
+    for path in (folder / name for name in ("config.json", "tokenizer_config.json", *RECORDED)):
         if not path.is_file():
             continue
         content = _without_origins(json.loads(path.read_text(encoding="utf-8")))

@@ -116,12 +116,13 @@ def here() -> dict[str, str]:
     return {
         **{module.__name__: str(module.__version__) for module in (torch, transformers, tokenizers)},
         "machine": platform.machine(),
-        "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's own name, as far as the system says."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -76,7 +76,7 @@ def _push(
     """Exports a checkpoint and uploads that, with the checkpoint itself under the name `resumable`, in one commit."""
     work = Path(tempfile.mkdtemp(prefix="_push-", dir=trainer.args.output_dir))
     try:
-        folder = export_release(checkpoint, work / "release")
+        folder = export_release(checkpoint, work / "release", name=str(trainer.hub_model_id))
         if resumable:
             copy_resumable(Path(checkpoint), folder / resumable)
         job: Future[CommitInfo] = HfApi(library_name="kdmcse_hf").upload_folder(

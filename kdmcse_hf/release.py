@@ -3,7 +3,9 @@
 config.json, model.safetensors, tokenizer    the plain encoder, for `AutoModel` without custom code
 modules.json, 1_Pooling/, sentence_bert_config.json, config_sentence_transformers.json
 README.md                    the model card; the only file that may be edited
+.eval_results/sts.yaml       test scores, if any were recorded, as the Hub reads them
 kdmcse/                      the training checkpoint: all weights, and the code to open them with
+kdmcse/*.json                what is known of the run and its scores, from which the card is written
 kdmcse/golden.safetensors    what ten sentences gave
 kdmcse/release.json          size and SHA-256 of all other files, but for README.md
 """
@@ -23,6 +25,7 @@ CHECKPOINT = "kdmcse"
 MANIFEST = f"{CHECKPOINT}/release.json"
 GOLDEN = f"{CHECKPOINT}/golden.safetensors"
 CARD = "README.md"
+EVAL_RESULTS = ".eval_results/sts.yaml"
 CODE = ("configuration_kdmcse.py", "modeling_kdmcse.py")
 # The names that sentence-transformers has read since its first release and still reads.
 POOLING_FILE = "1_Pooling/config.json"

@@ -1,6 +1,17 @@
-"""The model card of a release: what is in the folder, and how each client gets sentence embeddings from it."""
+"""The model card of a release, written from what is recorded beside the weights and from nothing else."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kdmcse_hf.checkpoint import OBJECTIVE_FILE, RECORD_FILE, STS_FILE
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
+from kdmcse_hf.objective import PRESETS
+from kdmcse_hf.release import CARD, CHECKPOINT, EVAL_RESULTS
 
 VECTORS = {"cls": "the last hidden state of its first token", "mean": "the mean of its tokens' last hidden states"}
 _POOLED = {"cls": "hidden[:, 0]", "mean": "(hidden * mask).sum(dim=1) / mask.sum(dim=1)"}
@@ -8,64 +19,178 @@ POOLER_TRAP = (
     "The plain encoder's `pooler_output` is the trained text head, which serves training only:\n"
     "the embedding of a sentence is {vector}."
 )
-_CARD = """\
----
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- sentence-similarity
-- feature-extraction
-- kdmcse
-{base_model}---
-
-# Sentence embeddings, {kind}
-
-A sentence becomes {width} numbers: {vector}.
-It is cut after {max_length} tokens. Compare two by their cosine.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-name = "FOLDER_OR_HUB_NAME"
-vectors = SentenceTransformer(name).encode(["a small red circle", "a tiny crimson disc"])
-```
-
-```python
-import torch
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name)
-batch = tokenizer(["a small red circle", "a tiny crimson disc"], padding=True, truncation=True, return_tensors="pt")
-with torch.inference_mode():
-    hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
-vectors = {pooled}
-```
-{pooler_trap}
-The folder `kdmcse` holds the training checkpoint with all heads; its `pooler_output` is the embedding of a sentence.
-Load it with `AutoModel.from_pretrained(name, subfolder="kdmcse")` after `import kdmcse_hf`, or with
-`trust_remote_code=True` where that package is not installed. `kdmcse verify` compares all with what was exported.
-
-This card states no scores: none came with the checkpoint.
-"""
+# Names on the Hub and number of test pairs of the published sets. Another number of pairs is another set.
+_PUBLISHED = {
+    "STS12": ("mteb/sts12-sts", "STS12", 3108),
+    "STS13": ("mteb/sts13-sts", "STS13", 1500),
+    "STS14": ("mteb/sts14-sts", "STS14", 3750),
+    "STS15": ("mteb/sts15-sts", "STS15", 3000),
+    "STS16": ("mteb/sts16-sts", "STS16", 1186),
+    "STSB": ("mteb/stsbenchmark-sts", "STSBenchmark", 1379),
+    "SICKR": ("mteb/sickr-sts", "SICK-R", 4927),
+}
 
 
-def release_card(config: KDMCSEConfig, max_length: int, base_model: str | None, *, pooler_trap: bool) -> str:
-    """The text of README.md.
+def write_card(
+    folder: Path, config: KDMCSEConfig, *, name: str, base_model: str | None, max_length: int, pooler_trap: bool
+) -> None:
+    """Writes README.md, and `.eval_results/sts.yaml` if scores on the published STS sets are recorded.
 
     Args:
+        folder: a release, whole but for these files.
         config: of the model.
+        name: by which the examples load it.
+        base_model: Hub name of what training began with, if it is known.
         max_length: tokens after which clients cut a sentence.
-        base_model: Hub name of the encoder that training began with, if it is known.
         pooler_trap: whether the plain encoder has a pooler, which then is the text head.
     """
+    description, record, sts = (_read(folder / CHECKPOINT / file) for file in (OBJECTIVE_FILE, RECORD_FILE, STS_FILE))
     vector = VECTORS[config.pooling]
-    return _CARD.format(
-        base_model=f"base_model: {base_model}\n" if base_model else "",
+    text = render_card(
+        name=name,
+        base_model=base_model,
         kind=config.text_config.model_type,
+        description=description,
+        record=record,
+        sts=sts,
         width=config.hidden_size,
         vector=vector,
         max_length=max_length,
         pooled=_POOLED[config.pooling],
-        pooler_trap=f"\n{POOLER_TRAP.format(vector=vector)}\n" if pooler_trap else "",
+        pooler_trap=POOLER_TRAP.format(vector=vector) if pooler_trap else "",
     )
+    (folder / CARD).write_text(text, encoding="utf-8")
+    entries = eval_results(sts)
+    if entries:
+        (folder / EVAL_RESULTS).parent.mkdir()
+        (folder / EVAL_RESULTS).write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+
+
+def render_card(
+    *,
+    name: str,
+    base_model: str | None,
+    kind: str,
+    description: dict[str, Any],
+    record: dict[str, Any],
+    sts: dict[str, Any],
+    command: str = "",
+    **shown: Any,
+) -> str:
+    """The text of a model card; what is not recorded is said to be unknown, or left out.
+
+    With a `command` it is the card of a run that has not been made, which that command would make.
+    """
+    objective = description.get("objective", {})
+    preset, changes = nearest_preset(objective)
+    published = _published(sts)
+    environment = Environment(
+        loader=PackageLoader("kdmcse_hf"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown
+    )
+    return environment.get_template("model_card.md").render(
+        metadata=_metadata(base_model, f"{preset}-{kind}", published),
+        name=name,
+        kind=kind,
+        objective=objective,
+        preset=preset,
+        changes=changes,
+        filters=description.get("filters", []),
+        record=record,
+        facts=_facts(record, description.get("schedule", {})) if record else [],
+        rates=[(name.replace("_", " "), value) for name, value in record.get("rates", {}).items()],
+        dev=record.get("dev"),
+        teacher=record.get("teacher"),
+        sts=sts,
+        command=command,
+        protocol=_words(sts),
+        strange=[task for task in sts.get("scores", {}) if task != "avg" and task not in published],
+        **shown,
+    )
+
+
+def nearest_preset(objective: dict[str, Any]) -> tuple[str, list[tuple[str, Any, Any]]]:
+    """The preset that the fewest switches differ from, and those: name, value, the preset's value."""
+    changes = {
+        name: [
+            (switch, value, getattr(preset, switch, None))
+            for switch, value in objective.items()
+            if value != getattr(preset, switch, None)
+        ]
+        for name, preset in PRESETS.items()
+    }
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    return nearest, changes[nearest]
+
+
+def eval_results(sts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Scores on the published sets, as the Hub reads them from `.eval_results/`."""
+    return [
+        {"dataset": {"id": dataset, "task_id": task}, "value": score, "notes": _words(sts)}
+        for dataset, task, score in _published(sts).values()
+    ]
+
+
+def _published(sts: dict[str, Any]) -> dict[str, tuple[str, str, float]]:
+    """Names on the Hub and score of each task that was scored on all pairs of its published test set."""
+    return {
+        task: (dataset, hub_task, sts["scores"][task])
+        for task, (dataset, hub_task, pairs) in _PUBLISHED.items()
+        if task in sts.get("scores", {}) and sts["pairs"].get(task) == pairs
+    }
+
+
+def _metadata(base_model: str | None, model_name: str, published: dict[str, tuple[str, str, float]]) -> str:
+    results = [
+        EvalResult(
+            task_type="sentence-similarity",
+            dataset_type=dataset,
+            dataset_name=task,
+            dataset_split="test",
+            metric_type="cosine_spearman",
+            metric_name="Spearman x 100 of the cosine",
+            metric_value=score,
+        )
+        for dataset, task, score in published.values()
+    ]
+    return ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "kdmcse"],
+        base_model=base_model,
+        model_name=model_name if results else None,
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def _facts(record: dict[str, Any], schedule: dict[str, Any]) -> list[tuple[str, str]]:
+    data, teacher, settings = record["data"], record["teacher"], record["settings"]
+    facts = [("base model", f"`{record['base_model']}`" if record["base_model"] else "a local folder; not named here")]
+    for kind in data["sha256"]:
+        count = f"{data[f'num_{kind}']:,} {'sentences' if kind == 'text' else 'pairs of caption and image'}"
+        facts.append((kind, f"{count}; SHA-256 of the tokens {data['sha256'][kind]}"))
+    if teacher:
+        revision = f", revision {teacher['revision']}" if teacher["revision"] else ""
+        facts.append(("teacher", f"`{teacher['name']}`{revision}; digest {teacher['digest']}"))
+        size = f"{teacher['images']:,} images, {teacher['captions']:,} captions"
+        facts.append(("teacher cache", f"{size}; manifest {teacher['manifest']}"))
+        if teacher["image_assignment"] != "paired":
+            facts.append(("images", f"{teacher['image_assignment']}, as a control: not those of the captions"))
+    if schedule.get("pair_every_n_steps") and data["num_text"] and data["num_pairs"]:
+        facts.append(("paired batches", f"every {schedule['pair_every_n_steps']} steps"))
+    facts += [(name.replace("_", " "), str(value)) for name, value in settings.items() if value is not None]
+    facts.append(("hardware", record["hardware"]))
+    facts.append(("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())))
+    return facts + ([("commit of kdmcse_hf", record["commit"])] if record["commit"] else [])
+
+
+def _words(sts: dict[str, Any]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in sts.get("protocol", {}).items()) + "."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

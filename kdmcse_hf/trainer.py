@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from kdmcse_hf.checkpoint import check_same_run, last_complete_checkpoint, save_description
+from kdmcse_hf.checkpoint import check_same_run, last_complete_checkpoint, save_description, save_record
 from kdmcse_hf.data import ContrastiveCollator, TrainingData
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.dropout import speed_up_dropout
@@ -24,6 +24,7 @@ from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
 from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
 from kdmcse_hf.training_args import KDMCSETrainingArguments
+from kdmcse_hf.training_record import training_record
 
 logger = logging.get_logger(__name__)
 
@@ -40,7 +41,7 @@ class KDMCSETrainer(Trainer):
     Logged beside the loss, as means since the last log: every term (`text_loss`, `image_loss`, `caption_loss`), the
     filtered share of negatives (`*_filter_rate`) and the share of the others that got a margin (`*_margin_rate`).
     A saved folder holds the model, the tokenizer and `objective.json`: the switches with calibrated thresholds, and
-    what the filters do to a sample of the training pairs.
+    what the filters do to a sample of the training pairs, and `training_record.json`: see [`training_record`].
 
     Args:
         model: the model, in float32.
@@ -102,6 +103,7 @@ class KDMCSETrainer(Trainer):
             )
         self.add_callback(_SetEpoch(self.sampler, args.gradient_accumulation_steps))
         self.term_log = TermLog()
+        self._best_step: int | None = None  # where the weights are the best checkpoint's, not the last step's
 
     def train(
         self,
@@ -119,7 +121,7 @@ class KDMCSETrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self._description())
-        self.term_log = TermLog()
+        self.term_log, self._best_step = TermLog(), None
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._raise_if_not_finite()
         return output
@@ -242,8 +244,18 @@ class KDMCSETrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save:  # every process comes by
-            save_description(output_dir or str(self.args.output_dir), self._description())
+        if not self.args.should_save:  # every process comes by
+            return
+        folder = output_dir or str(self.args.output_dir)
+        save_description(folder, self._description())
+        step = self.state.global_step if self._best_step is None else self._best_step
+        model, dev = self.accelerator.unwrap_model(self.model), cast(SentencePairs | None, self.eval_dataset)
+        data = cast(TrainingData, self.train_dataset)
+        save_record(folder, training_record(model, self.args, data, self.state, step, 0 if dev is None else len(dev)))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._best_step = self.state.best_global_step
 
     def _description(self) -> dict[str, Any]:
         return {

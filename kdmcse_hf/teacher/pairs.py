@@ -47,6 +47,7 @@ class TeacherPairs:
                 raise ValueError(f"`{name}` is {value!r}: expected one of {', '.join(choices)}.")
         self.cache = cache
         self.captions_per_image = captions_per_image
+        self.image_assignment = image_assignment
         rng = np.random.default_rng((seed, 3))
         image_rows = cache.captions.with_format("numpy")["image_row"][:].astype(np.int64)
         unread = np.isin(image_rows, cache.skipped_images)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from kdmcse_hf.checkpoint import load_sts_results
+from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.shard import CacheError
 from kdmcse_hf.world.teacher import TEACHER_FOLDER
@@ -38,12 +40,15 @@ def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(
     done = run(
         "evaluate_sts.py",
         *("--model_name_or_path", str(folder), "--sts_dir", str(world / "sts")),
-        *("--output_json", str(scores), "--tasks", "STSB", "--device", "cpu"),
+        *("--output_json", str(scores), "--tasks", "STSB", "--device", "cpu", "--record"),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(scores.read_text())
     assert set(found) == {"STSB", "avg"}
     assert found["avg"] == found["STSB"]
+    recorded = load_sts_results(folder)
+    assert (recorded["scores"], recorded["pairs"]) == (found, {"STSB": len(load_sts(world / "sts", "STSB"))})
+    assert recorded["protocol"]["sentence vector"] == "mean pooling, float32"
     done = run(
         "evaluate_sts.py",
         *("--model_name_or_path", str(folder), "--sts_dir", str(world / "sts"), "--intervals"),

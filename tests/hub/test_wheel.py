@@ -26,9 +26,10 @@ print(kdmcse_hf.__file__)
 """
     assert run(installed, sys.executable, "-c", program).strip().startswith(str(installed))
     assert (installed / "kdmcse_hf" / "py.typed").exists()
-    assert {path.name for path in (installed / "kdmcse_hf" / "audit" / "templates").iterdir()} == {
-        path.name for path in (ROOT / "kdmcse_hf" / "audit" / "templates").iterdir()
-    }
+    for folder in ("kdmcse_hf/templates", "kdmcse_hf/audit/templates"):
+        assert {path.name for path in (installed / folder).iterdir()} == {
+            path.name for path in (ROOT / folder).iterdir()
+        }
 
 
 def test_the_command_is_its_own_package_and_every_package_is_in_the_wheel(installed: Path) -> None:

@@ -13,6 +13,7 @@ from tiny import ENCODER_CONFIGS, make_sentences, make_tokenizer
 from transformers import AlbertConfig, AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from kdmcse_hf import KDMCSEModel
+from kdmcse_hf.checkpoint import save_sts_results
 from kdmcse_hf.cli import main
 from kdmcse_hf.export import export_release
 from kdmcse_hf.golden import Golden
@@ -227,8 +228,11 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     assert traces(checkpoint)["training_args.bin"] >= {"folder", "user", "token", "run"}
     for name in ("config.json", "tokenizer_config.json", "trainer_state.json"):
         assert traces(checkpoint)[name] >= {"folder", "user", "absolute path"}
+    save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, "protocol": {"split": "test"}})
     before = content(checkpoint)
     out = export_release(checkpoint, home / "out" / "release")
+    card = (out / "README.md").read_text()
+    assert "| teacher |" in card and "| STSB |" in card and (out / ".eval_results" / "sts.yaml").exists()
     copy_resumable(checkpoint, out / "last-checkpoint")  # what two of the Trainer's `hub_strategy` push beside it
     assert {name: found for name, found in traces(out).items() if found} == {}
     assert {path.name for path in (out / "last-checkpoint").iterdir()} == {
@@ -240,7 +244,7 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
 @pytest.mark.parametrize(
     "value", ["/home/anna/x.txt", "from /data/x", "~/x", "C:\\Users\\anna", "file:///x", "a hf_abcdefghijklmnop"]
 )
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "objective.json"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "objective.json", "training_record.json"])
 def test_a_setting_that_names_a_place_or_a_token_stops_the_export(
     name: str, value: str, checkpoint: Path, tmp_path: Path
 ) -> None:

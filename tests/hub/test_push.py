@@ -1,0 +1,204 @@
+"""A Trainer pushes to a Hub, during training and after it; others load what it pushed by its name alone."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import metadata_load
+from loopback_hub import LoopbackHub
+from tiny import make_cache, make_sentences, write_sts
+from transformers import AutoTokenizer
+
+from kdmcse_hf import KDMCSEModel, SentenceEncoder
+
+pytestmark = pytest.mark.slow
+
+TRAIN = """
+import json
+from pathlib import Path
+from test_trainer import make_trainer
+
+def trainer_for(home, encoder, **arguments):
+    settings = {{"dev": True, "max_steps": 4, "push_to_hub": True, "hub_model_id": "alice/name", **arguments}}
+    return make_trainer(Path(home), Path(encoder), **settings)
+
+home, encoder = {home!r}, {encoder!r}
+"""
+PUSH_DURING_AND_AFTER = """
+trainer = trainer_for(
+    home, encoder, hub_private_repo=True, hub_always_push=True, hub_strategy="checkpoint",
+    save_strategy="steps", save_steps=2,
+)
+trainer.train()
+commit = trainer.push_to_hub()
+print("oid", commit.oid)
+"""
+PUSH_AGAIN = """
+from kdmcse_hf.checkpoint import save_sts_results
+from huggingface_hub import HfApi
+from kdmcse_hf.export import export_release
+out = Path(home) / "out"
+save_sts_results(out, {{"scores": {{"STSB": 12.5}}, "pairs": {{"STSB": 40}}, "protocol": {{"split": "test"}}}})
+release = export_release(out, Path(home) / "release", name="alice/name")
+print("oid", HfApi().upload_folder(repo_id="alice/name", folder_path=release, commit_message="with scores").oid)
+"""
+CLIENTS = """
+import json
+import torch
+from importlib.util import find_spec
+from huggingface_hub import snapshot_download
+from transformers import AutoModel, AutoTokenizer
+name, revision = "alice/name", {revision!r}
+sentences = ["a cat sits on the mat", "the red bird", "a house"]
+inputs = AutoTokenizer.from_pretrained(name, revision=revision)(sentences, padding=True, return_tensors="pt")
+with torch.inference_mode():
+    plain = AutoModel.from_pretrained(name, revision=revision)(**inputs).last_hidden_state[:, 0]
+found = {{"plain": plain}}
+if find_spec("sentence_transformers"):
+    from sentence_transformers import SentenceTransformer
+    found["st"] = torch.tensor(SentenceTransformer(name, revision=revision).encode(sentences))
+from kdmcse_hf import KDMCSEModel, SentenceEncoder
+ours = KDMCSEModel.from_pretrained(name, subfolder="kdmcse", revision=revision)
+where = {{"subfolder": "kdmcse", "revision": revision}}
+found["ours"] = torch.tensor(SentenceEncoder(ours, AutoTokenizer.from_pretrained(name, **where))(sentences))
+assert all(torch.equal(vectors, plain) for vectors in found.values()), found
+print(json.dumps({{"clients": sorted(found), "vectors": plain.double().tolist()}}))
+"""
+GO_ON = """
+import torch
+from transformers import AutoTokenizer
+from kdmcse_hf import KDMCSEModel
+from kdmcse_hf.checkpoint import RECORD_FILE
+before = KDMCSEModel.from_pretrained("alice/name", subfolder="kdmcse")
+made = KDMCSEModel.from_encoder
+KDMCSEModel.from_encoder = lambda name, **heads: made("alice/name", subfolder="kdmcse", **heads)
+trainer = make_trainer(Path(home), "unused", max_steps=2)
+for name, value in before.state_dict().items():
+    assert torch.equal(value, trainer.model.state_dict()[name]), name
+trainer.train()
+trainer.save_model()
+after = KDMCSEModel.from_pretrained(Path(home) / "out")
+assert not torch.equal(after.image_projection.weight, before.image_projection.weight)
+print("base", json.loads((Path(home) / "out" / RECORD_FILE).read_text())["base_model"])
+"""
+REFUSED = """
+from huggingface_hub.errors import HfHubHTTPError
+from kdmcse_hf.verification import download_release
+try:
+    download_release("alice/name")
+except ValueError as error:
+    print("refused", error)
+try:
+    trainer_for(home, encoder).push_to_hub()
+except (HfHubHTTPError, OSError) as error:
+    print("push refused", type(error).__name__, error)
+"""
+CUT = """
+trainer = trainer_for(home, encoder, hub_model_id="alice/cut")
+trainer.train()
+try:
+    print("pushed", trainer.push_to_hub().oid)
+except Exception as error:
+    print("failed", type(error).__name__)
+"""
+_PATHS = str(Path(__file__).parents[1] / "unit"), str(Path(__file__).parents[1])
+
+
+def _program(body: str, home: Path, encoder: Path) -> str:
+    head = f"import sys; sys.path[:0] = {list(_PATHS)!r}\n"
+    return head + (TRAIN + body).format(home=str(home), encoder=str(encoder))
+
+
+def _prepare(folder: Path) -> Path:
+    folder.mkdir()
+    make_cache(folder / "cache")
+    write_sts(folder / "sts", make_sentences(30, seed=5))
+    return folder
+
+
+def _said(output: str, word: str) -> str:
+    (line,) = re.findall(rf"^{word} (.*)$", output, re.MULTILINE)
+    return line
+
+
+def test_pushed_during_and_after_training_and_loaded_by_name_in_fresh_processes(
+    hub: LoopbackHub, run_client: Callable[..., str], encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    alice, home = hub.add_user("alice"), _prepare(tmp_path / "privatehome")
+    encoder = encoder_folder("bert")
+    last = _said(run_client(_program(PUSH_DURING_AND_AFTER, home, encoder), alice), "oid")
+    repository = hub.repositories["alice/name"]
+    assert repository.private
+    titles = [commit.title for commit in repository.at("main").history()]
+    # The end of training has nothing to add to the last step's commit, so it makes none.
+    assert titles == ["Training in progress, step 4", "Training in progress, step 2", "initial commit"]
+    assert repository.at("main").oid == last
+    files = repository.at("main").files
+    assert {"kdmcse/release.json", "README.md", "last-checkpoint/trainer_state.json"} <= set(files)
+    assert not any(name.endswith("training_args.bin") for name in files)
+    card = tmp_path / "README.md"
+    card.write_bytes(files["README.md"].content)
+    assert 'name = "alice/name"' in card.read_text() and "| step | 4 |" in card.read_text()
+    assert metadata_load(card)["library_name"] == "sentence-transformers"
+
+    # one changed file: the scores, the card that shows them, and the list of files
+    uploads = hub.count("PUT", "")
+    newest = _said(run_client(_program(PUSH_AGAIN, home, encoder), alice), "oid")
+    assert hub.count("PUT", "") == uploads  # no weights went again
+    changed = {
+        name for name, file in repository.at("main").files.items() if name not in files or files[name].oid != file.oid
+    }
+    assert changed == {"README.md", "kdmcse/sts_results.json", "kdmcse/release.json"}
+
+    clients = {
+        revision: json.loads(run_client(CLIENTS.format(revision=revision), alice))
+        for revision in (newest, repository.at("main").parent.parent.oid)  # of step 2
+    }
+    after, middle = clients.values()
+    assert after["clients"] == middle["clients"] and {"ours", "plain"} <= set(after["clients"])
+    sentences = ["a cat sits on the mat", "the red bird", "a house"]
+    for found, folder in ((after, home / "out"), (middle, home / "out" / "checkpoint-2")):
+        encode = SentenceEncoder(KDMCSEModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+        np.testing.assert_allclose(found["vectors"], encode(sentences), atol=1e-6)
+    assert not np.allclose(after["vectors"], middle["vectors"], atol=1e-5)
+
+    going_on = _prepare(tmp_path / "going on")
+    base = _said(run_client(_program(GO_ON, going_on, encoder), alice), "base")
+    assert base == "alice/name"
+
+    # without a token nothing is there, and nothing can be pushed
+    output = run_client(_program(REFUSED, _prepare(tmp_path / "stranger"), encoder), hub.add_user("bob"))
+    assert "'alice/name' is no folder here, and cannot be read from the Hub (RepositoryNotFoundError" in output
+    assert "push refused" in output
+    assert repository.at("main").oid == newest
+
+    sent = [*repository.large_files.values()]
+    sent += [file.content for commit in repository.commits.values() for file in commit.files.values()]
+    sent += [f"{commit.title} {commit.message}".encode() for commit in repository.commits.values()]
+    for private in (str(tmp_path), "privatehome", str(encoder), alice, str(Path.home()) + "/"):
+        assert not any(private.encode() in data for data in sent), private
+
+
+@pytest.mark.parametrize("times", [1, 50])
+def test_a_cut_upload_is_retried_and_publishes_nothing_if_it_fails(
+    times: int,
+    hub: LoopbackHub,
+    run_client: Callable[..., str],
+    encoder_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    alice = hub.add_user("alice")
+    hub.fail("PUT", "", times=times)
+    output = run_client(_program(CUT, _prepare(tmp_path / "home"), encoder_folder("bert")), alice)
+    repository = hub.repositories["alice/cut"]
+    if times == 1:
+        assert _said(output, "pushed") == repository.at("main").oid
+        assert "kdmcse/model.safetensors" in repository.at("main").files
+    else:
+        assert "failed" in output
+        assert set(repository.at("main").files) == {".gitattributes"}
+        assert repository.at("main").title == "initial commit"
+    assert not list((tmp_path / "home" / "out").glob("_push-*"))

@@ -1,0 +1,186 @@
+import json
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+from test_trainer import KDMCSE, make_trainer
+
+from kdmcse_hf.checkpoint import load_sts_results, save_sts_results
+from kdmcse_hf.export import export_release
+from kdmcse_hf.objective import PRESETS
+from kdmcse_hf.release_card import nearest_preset
+from kdmcse_hf.training_record import dev_score, git_commit, mean_rates
+
+PROTOCOL = {"split": "test", "text": "as it is"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, encoder_folder: object) -> Path:
+    """What a Trainer left: the best checkpoint on its dev pairs, in `out`."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(
+        folder, encoder_folder("bert"), dev=True, max_steps=6, logging_steps=2, save_strategy="steps", save_steps=2,
+        eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="spearman",
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    return folder / "out"
+
+
+@pytest.fixture
+def checkpoint(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("checkpoint-*")))
+
+
+def card_of(checkpoint: Path, **settings: object) -> str:
+    return (export_release(checkpoint, checkpoint.parent / "release", **settings) / "README.md").read_text()
+
+
+def test_the_card_tells_what_the_run_was_and_what_its_best_weights_scored(checkpoint: Path) -> None:
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    objective = json.loads((checkpoint / "objective.json").read_text())
+    teacher = json.loads((checkpoint / "training_record.json").read_text())["teacher"]
+    best = max((entry for entry in state["log_history"] if "eval_spearman" in entry), key=lambda e: e["eval_spearman"])
+    card = card_of(checkpoint)
+    measured = f"after step {best['step']}, on 40 development pairs: Spearman x 100 = {best['eval_spearman']:.2f}."
+    assert measured in card
+    assert f"| step | {best['step']} |" in card
+    sizes = ("| text | 200 sentences; SHA-256", "| pairs | 48 pairs", "| 24 images, 48 captions;")
+    for fact in (*sizes, "| teacher | `random`;"):
+        assert fact in card
+    assert f"manifest {teacher['manifest']}" in card
+    for report in objective["filters"]:
+        assert f"above `{report['threshold']}`" in card
+        assert f"{100 * report['filter_rate']:.3f} %" in card
+    assert "| learning rate | " in card and "| rows per step | 8 |" in card and "| precision | float32 |" in card
+    assert "| image margin rate | " in card
+
+
+def test_weights_that_were_not_scored_have_no_dev_score(run: Path) -> None:
+    log = [{"step": 2, "eval_spearman": 50.0}, {"step": 4, "loss": 1.0}]
+    assert dev_score(log, 2, 40) == {"step": 2, "pairs": 40, "spearman": 50.0}
+    assert dev_score(log, 4, 40) is None
+    last = json.loads((run / "checkpoint-6" / "training_record.json").read_text())
+    assert last["dev"]["step"] == last["settings"]["step"] == 6  # though another checkpoint may be the best
+
+
+def test_rates_are_means_over_steps_up_to_the_weights_own() -> None:
+    log = [
+        {"step": 10, "loss": 1.0, "image_filter_rate": 0.1},
+        {"step": 10, "eval_spearman": 1.0},
+        {"step": 40, "loss": 1.0, "image_filter_rate": 0.5, "learning_rate": 3.0},
+        {"step": 50, "loss": 1.0, "image_filter_rate": 0.9},
+        {"step": 50, "train_loss": 1.0},
+    ]
+    assert mean_rates(log, 40) == {"image_filter_rate": pytest.approx((10 * 0.1 + 30 * 0.5) / 40)}
+    assert mean_rates(log, 9) == {}
+
+
+def test_a_card_has_no_figure_of_what_was_not_recorded(checkpoint: Path) -> None:
+    for name in ("objective.json", "training_record.json"):
+        (checkpoint / name).unlink()
+    card = card_of(checkpoint)
+    assert "does not say how it was trained, so neither does this card" in card
+    assert "No test score came with the checkpoint" in card
+    assert "%" not in card and "Spearman" not in card
+    assert "model-index" not in card
+    assert not (checkpoint.parent / "release" / ".eval_results").exists()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_nearest_preset_is_told_with_every_switch_that_differs(name: str) -> None:
+    switches = dict(PRESETS[name].__dict__)
+    assert nearest_preset(switches) == (name, [])
+    changed = {**switches, "temperature": 0.07}
+    assert nearest_preset(changed) == (name, [("temperature", 0.07, 0.05)])
+
+
+def test_the_test_run_s_own_switches_are_in_its_card(checkpoint: Path) -> None:
+    card = card_of(checkpoint)
+    calibrated = json.loads((checkpoint / "objective.json").read_text())["objective"]
+    assert KDMCSE.image_threshold != calibrated["image_threshold"] != PRESETS["kdmcse"].image_threshold
+    for switch, here in calibrated.items():
+        there = getattr(PRESETS["kdmcse"], switch)
+        assert (f"| `{switch}` | `{here}` | `{there}` |" in card) == (here != there)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_recorded_scores_reach_the_table_and_both_forms_that_the_hub_reads(checkpoint: Path) -> None:
+    scores = {"STSB": 71.234, "SICKR": 60.5, "avg": 65.867}
+    save_sts_results(checkpoint, {"scores": scores, "pairs": {"STSB": 1379, "SICKR": 40}, "protocol": PROTOCOL})
+    card = card_of(checkpoint)
+    assert "| STSB | 1,379 | 71.23 |\n| SICKR | 40 | 60.50 |\n| avg |  | 65.87 |" in card
+    assert "split: test; text: as it is." in card
+    assert "Not the published test sets, as their numbers of pairs tell: SICKR." in card
+    release = checkpoint.parent / "release"
+    (result,) = ModelCard.load(release / "README.md").data.eval_results  # the client's own reading of a model-index
+    assert (result.dataset_type, result.metric_value) == ("mteb/stsbenchmark-sts", 71.234)
+    entries = yaml.safe_load((release / ".eval_results" / "sts.yaml").read_text())
+    parse = pytest.importorskip("huggingface_hub", "1.4").parse_eval_result_entries
+    (entry,) = parse(entries)
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("mteb/stsbenchmark-sts", "STSBenchmark", 71.234)
+    assert entry.notes == "split: test; text: as it is."
+    assert load_sts_results(release / "kdmcse") == load_sts_results(checkpoint)
+
+
+def test_scores_of_other_weights_are_refused(checkpoint: Path) -> None:
+    save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, "protocol": PROTOCOL})
+    weights = checkpoint / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="scores of other weights than lie beside it: evaluate again"):
+        export_release(checkpoint, checkpoint.parent / "release")
+    assert not (checkpoint.parent / "release").exists()
+    with pytest.raises(ValueError, match="holds no model.safetensors"):
+        save_sts_results(checkpoint.parent, {})
+
+
+# --- what it is for ---------------------------------------------------------------------------------------------------
+
+
+def test_every_snippet_in_the_card_runs_and_all_give_the_same_vectors(checkpoint: Path) -> None:
+    name = "alice/model"
+    card = card_of(checkpoint, name=name)
+    assert card.count(f'name = "{name}"') == 3
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 3
+    found = []
+    for block in blocks:
+        if "sentence_transformers" in block and not find_spec("sentence_transformers"):
+            continue
+        names: dict[str, object] = {}
+        exec(block.replace(name, str(checkpoint.parent / "release")), names)
+        found.append(np.asarray(names["vectors"]))
+    assert len(found) >= 2
+    for vectors in found:
+        np.testing.assert_allclose(vectors, found[0], atol=1e-6)
+    assert not np.allclose(found[0][0], found[0][1])
+
+
+def test_the_header_is_read_and_the_three_papers_are_cited(checkpoint: Path) -> None:
+    card = card_of(checkpoint)
+    header = metadata_load(checkpoint.parent / "release" / "README.md")
+    assert header["library_name"] == "sentence-transformers"
+    assert "base_model" not in header  # it was a folder
+    keys = re.findall(r"^@inproceedings\{([\w-]+),$", card, re.MULTILINE)
+    assert keys == ["gao-etal-2021-simcse", "zhang-etal-2022-mcse", "nguyen-etal-2024-kdmcse"]
+    bibtex = card.partition("```bibtex")[2].partition("```")[0]
+    assert bibtex.count("{") == bibtex.count("}")
+    assert "title = {{SimCSE}: Simple" in bibtex
+    assert "\n\n\n" not in card
+
+
+def test_the_commit_is_a_checkout_s_only(tmp_path: Path) -> None:
+    (tmp_path / "kdmcse_hf").mkdir()
+    assert git_commit(tmp_path / "kdmcse_hf") is None
+    (tmp_path / ".git").mkdir()  # not a repository
+    assert git_commit(tmp_path) is None
