@@ -19,7 +19,7 @@ from transformers import set_seed
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
 from kdmcse_hf.arguments import parse_arguments
 from kdmcse_hf.checkpoint import last_complete_checkpoint
-from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
+from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, stream_sentences, tokenize
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.pairs import ImageAssignment, TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
@@ -39,6 +39,9 @@ class DataArguments:
     text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line; a path or hf://datasets/..."})
     text_dataset: str | None = field(default=None, metadata={"help": "Instead of --text_file: a dataset."})
     text_column: str = field(default="text", metadata={"help": "The column of --text_dataset (split train) to use."})
+    max_sentences: int | None = field(
+        default=None, metadata={"help": "With --text_dataset: stream that many first rows, and download no more."}
+    )
     teacher_cache: str | None = field(default=None, metadata={"help": "Folder made by `kdmcse extract`."})
     sts_dir: str | None = field(default=None, metadata={"help": "STS data in SentEval's layout; scores STS-B dev."})
     max_pairs: int | None = field(default=None, metadata={"help": "Use that many random pairs."})
@@ -64,8 +67,12 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     text = pairs = None
     with args.main_process_first(desc="tokenising"):  # the other processes read what it cached
         if data_args.text_dataset:
-            rows = load_dataset(data_args.text_dataset, split="train")
-            text = tokenize(rows, data_args.text_column, tokenizer, model_args.max_seq_length)
+            name, column = data_args.text_dataset, data_args.text_column
+            if data_args.max_sentences:
+                rows, column = stream_sentences(name, column, data_args.max_sentences), "text"
+            else:
+                rows = load_dataset(name, split="train")
+            text = tokenize(rows, column, tokenizer, model_args.max_seq_length)
         elif data_args.text_file:
             text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)
         if data_args.teacher_cache:

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -35,6 +36,35 @@ def read_sentences(path: str | Path) -> datasets.Dataset:
         return datasets.Dataset.from_text(str(path))
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text: {error.__cause__ or error}") from error
+
+
+def stream_sentences(name: str, column: str, count: int) -> datasets.Dataset:
+    """The first `count` rows of a dataset's train split, with column `text`, without downloading the rest of it.
+
+    They are streamed into a memory-mapped file once, for batches are drawn from all of them at random and a run that
+    is resumed must find them again. Memory stays flat; a second call reads the file.
+
+    Args:
+        name: of the dataset, on the Hub or a folder.
+        column: that holds the sentences.
+
+    Raises:
+        ValueError: no such column, or `count` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"{count} sentences of {name} are wanted: expected at least 1.")
+    first = next(iter(datasets.load_dataset(name, split="train", streaming=True)), {})
+    if column not in first:
+        raise ValueError(f"There is no column {column!r}: the dataset {name} has {', '.join(map(repr, first))}.")
+    source = datasets.load_dataset_builder(name).cache_dir  # changes with the dataset's files
+    rows = {"name": name, "column": column, "count": count, "source": source}
+    return cast(datasets.Dataset, datasets.Dataset.from_generator(_stream, gen_kwargs=rows))
+
+
+def _stream(name: str, column: str, count: int, source: str) -> Iterator[dict[str, str]]:
+    rows = datasets.load_dataset(name, split="train", streaming=True)
+    for row in rows.select_columns([column]).take(count):
+        yield {"text": row[column]}
 
 
 def tokenize(

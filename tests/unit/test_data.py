@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import datasets
@@ -6,7 +7,7 @@ import pytest
 import torch
 from tiny import make_cache, make_sentences, make_tokenizer
 
-from kdmcse_hf.data import CaptionPairs, ContrastiveCollator, TrainingData, read_sentences, tokenize
+from kdmcse_hf.data import CaptionPairs, ContrastiveCollator, TrainingData, read_sentences, stream_sentences, tokenize
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.pairs import TeacherPairs
 
@@ -50,6 +51,40 @@ def test_an_empty_line_is_refused_by_number_with_the_remedy(tmp_path: Path) -> N
 def test_a_wrong_column_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="no column 'sentence': the dataset has 'text'"):
         tokenize(datasets.Dataset.from_dict({"text": ["a"]}), "sentence", make_tokenizer(), 32)
+
+
+def sharded(folder: Path, *shards: list[str]) -> str:
+    folder.mkdir(exist_ok=True)
+    for number, rows in enumerate(shards):
+        lines = [json.dumps({"id": i, "sentence": row}) + "\n" for i, row in enumerate(rows)]
+        (folder / f"train-{number}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return str(folder)
+
+
+def test_a_stream_gives_the_first_sentences_and_leaves_the_rest_unread(tmp_path: Path) -> None:
+    name = sharded(tmp_path / "corpus", ["one cat", "two cats"], ["three dogs", "four dogs"], ["five"], ["six"])
+    (tmp_path / "corpus" / "train-3.jsonl").write_bytes(b"\x00 not json")
+    sentences = stream_sentences(name, "sentence", 3)
+    assert sentences.column_names == ["text"]
+    assert sentences["text"][:] == ["one cat", "two cats", "three dogs"]
+    assert sentences.cache_files, "held in memory instead of mapped from a file"
+
+
+def test_a_stream_follows_its_dataset_and_its_count(tmp_path: Path) -> None:
+    name = sharded(tmp_path / "corpus", ["one cat", "two cats", "three cats"])
+    assert stream_sentences(name, "sentence", 2)["text"][:] == ["one cat", "two cats"]
+    assert len(stream_sentences(name, "sentence", 3)) == 3
+    sharded(tmp_path / "corpus", ["one dog and more", "two cats"])
+    assert stream_sentences(name, "sentence", 2)["text"][:] == ["one dog and more", "two cats"]
+
+
+@pytest.mark.parametrize(
+    ("column", "count", "message"),
+    [("text", 3, "no column 'text': the dataset .* has 'id', 'sentence'"), ("sentence", 0, "expected at least 1")],
+)
+def test_a_stream_of_nothing_is_refused(column: str, count: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        stream_sentences(sharded(tmp_path / "corpus", ["one cat"]), column, count)
 
 
 def test_one_caption_an_image_is_one_and_differs_by_seed(cache: TeacherCache) -> None:
