@@ -2,7 +2,7 @@
 
 python examples/benchmarks                                     # on the generated world
 KDMCSE_DATA=/path/to/kit python examples/benchmarks            # on real sentences and captions
-python examples/benchmarks --parts loss encoding               # some of it
+python examples/benchmarks --parts loss encode               # some of it
 """
 
 import argparse
@@ -16,17 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from arithmetic import BERT_BASE, counted_and_predicted, mean_tokens
 from material import Material, prepare
-from parts import (
-    efficiency,
-    encoding,
-    in_a_process,
-    loss_contenders,
-    loss_memory,
-    start_up,
-    take_turns,
-    training_memory,
-)
+from parts import efficiency, encoding, loss_contenders, loss_growth, start_up, take_turns
+from scale import in_a_process
 from training import compare
 from transformers import logging
 
@@ -90,12 +83,12 @@ def loss(material: Material) -> None:
     for batch, rounds in ((64, 40), (512, 6)):
         contenders = loss_contenders(batch)
         pair = take_turns(contenders["textbook"], contenders["ours"], rounds)
-        theirs, ours = (in_a_process(loss_memory, name, batch) for name in contenders)
+        theirs, ours = (loss_growth(name, batch) for name in contenders)
         print(f"| {batch} | {pair} | {theirs:,.0f} MB | {ours:,.0f} MB |", flush=True)
     contenders = loss_contenders(4096)
     pair = take_turns(lambda: None, contenders["ours"], 2)
     needed = 4096**2 * 384 * 4 / 1e9
-    ours = in_a_process(loss_memory, "ours", 4096)
+    ours = loss_growth("ours", 4096)
     print(
         f"| 4096 | not run: one of its products takes {needed:.0f} GB | {statistics.median(pair.ours):.3g} s | | | "
         f"{ours:,.0f} MB |"
@@ -129,13 +122,59 @@ def startup(material: Material) -> None:
 def memory(material: Material) -> None:
     """One KDMCSE step over pairs, bf16: peak memory of the process"""
     print("| batch | mini batch | seconds | peak memory |\n|---|---|---|---|")
-    for batch, mini_batch in ((64, 0), (512, 0), (64, 64), (512, 64), (2048, 64)):
-        step = in_a_process(training_memory, material, batch, mini_batch)
+    for batch, mini_batch in ((64, 0), (512, 0), (64, 64), (512, 64), (2048, 64), (8192, 64)):
+        step = in_a_process("training_memory", material, batch, mini_batch)
         print(f"| {batch} | {mini_batch or 'all'} | {step['seconds']:.1f} | {step['peak_mb']:,.0f} MB |", flush=True)
 
 
+def reading(material: Material) -> None:
+    """A million sentences: file to token ids, then the loader against forward and backward in bf16"""
+    figures = in_a_process("reading", material, 1_000_000)
+    print("| tokenising | growth of memory | loader | encoder | ratio |\n|---|---|---|---|---|")
+    print(
+        f"| {figures['seconds']:.0f} s | {figures['growth_mb']:,.0f} MB | {figures['loader']:,.0f} rows/s | "
+        f"{figures['encoder']:,.0f} rows/s | {figures['loader'] / figures['encoder']:.0f} |"
+    )
+
+
+def gathering(material: Material) -> None:
+    """Two processes, 64 pairs each: rows gathered with their gradients"""
+    figures = in_a_process("gathering", material, processes=2)
+    print("| step | gathering | share | sent by each |\n|---|---|---|---|")
+    print(
+        f"| {figures['step']:.3f} s | {1000 * figures['gather']:.1f} ms | {figures['gather'] / figures['step']:.1%} | "
+        f"{figures['sent_mb']:.2f} MB |"
+    )
+
+
+def scaling(material: Material) -> None:
+    """On paper: BERT-base, a million sentences and COCO's 414,113 captions"""
+    for encoder in ("student", "base"):
+        counted, predicted = counted_and_predicted(material, encoder)
+        print(f"FLOPs of a step of `{encoder}`, predicted over counted: {predicted / counted:.3f}  ")
+    by_sentence, by_caption = mean_tokens(material)
+    tokens = (by_sentence + by_caption) / 2
+    print(f"Tokens of a sentence {by_sentence:.1f}, of a caption {by_caption:.1f}\n")
+    print(
+        "| devices | rows a device | steps an epoch | FLOPs a device | at 40 % of 989 TFLOP/s | epoch | "
+        "rows/s to load, a device | gathered | gradients at 50 GB/s |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for devices, rows_each in ((1, 64), (8, 64), (32, 64), (32, 512)):
+        rows = rows_each * devices
+        steps = 1_000_000 // rows + 414_113 // rows
+        flops = BERT_BASE.step_flops([round(tokens)] * 2 * rows_each)
+        seconds = flops / (0.4 * 989e12)
+        exchange = 2 * BERT_BASE.gradient_bytes / 50e9 if devices > 1 else 0.0
+        print(
+            f"| {devices} | {rows_each} | {steps:,} | {flops:.2e} | {1000 * seconds:.1f} ms | "
+            f"{steps * seconds:.0f} s | {rows_each / seconds:,.0f} | {BERT_BASE.gathered_bytes(rows) / 1e6:.1f} MB | "
+            f"{1000 * exchange:.1f} ms |"
+        )
+
+
 PARTS: dict[str, Callable[[Material], None]] = {
-    part.__name__: part for part in (mixed, base, simcse, guided, loss, encode, matmul, startup, memory)
+    part.__name__: part
+    for part in (mixed, base, simcse, guided, loss, encode, matmul, startup, memory, reading, gathering, scaling)
 }
 
 

@@ -1,18 +1,15 @@
-"""Single parts of the work, each against its textbook form or its peer: loss, embedding, efficiency, start-up, memory.
+"""Single parts of the work, each against its textbook form or its peer: loss, embedding, efficiency, start-up.
 
 Contenders take turns within one process, or run in processes of their own where memory is measured.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,8 +172,14 @@ def start_up(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+def loss_growth(contender: str, batch: int) -> float:
+    """[`loss_memory`] of a fresh process."""
+    command = [sys.executable, __file__, contender, str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def loss_memory(contender: str, batch: int) -> float:
-    """Growth of the peak of a process's memory by one loss, in MB."""
+    """Growth of the peak of this process's memory by one loss, in MB."""
     call = loss_contenders(batch)[contender]
     loss_contenders(8)[contender]()
     forget_peak()
@@ -185,66 +188,13 @@ def loss_memory(contender: str, batch: int) -> float:
     return peak_mb() - before
 
 
-def training_memory(material: Material, batch: int, mini_batch: int) -> dict[str, float]:
-    """One step of a KDMCSE run over pairs: seconds, and peak of the process's memory in MB."""
-    from kdmcse_hf import PRESETS, KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, TeacherCache, TeacherPairs
-    from kdmcse_hf.data import CaptionPairs, TrainingData
-    from kdmcse_hf.tokenizer import load_tokenizer
-
-    objective = PRESETS["kdmcse"]
-    cache = TeacherCache(material.folder / "cache")
-    tokenizer = load_tokenizer(material.encoder("student"))
-    pairs = CaptionPairs(TeacherPairs(cache), tokenizer, max_length=MAX_LENGTH)
-    model = KDMCSEModel.from_encoder(
-        material.encoder("student"),
-        image_embed_dim=cache.image_features.width,
-        caption_embed_dim=cache.caption_features.width,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = KDMCSETrainer(
-            model,
-            KDMCSETrainingArguments(
-                folder,
-                max_steps=1,
-                per_device_train_batch_size=batch,
-                mini_batch_size=mini_batch or None,
-                save_strategy="no",
-                disable_tqdm=True,
-                use_cpu=True,
-                bf16=True,
-            ),
-            objective,
-            train_dataset=TrainingData(None, pairs, objective.needs),
-            processing_class=tokenizer,
-        )
-        start = time.perf_counter()
-        trainer.train()
-    return {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
-
-
-def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns when it is called in a fresh process."""
-    command = [sys.executable, __file__, function.__name__, json.dumps([_plain(argument) for argument in arguments])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{function.__name__}{arguments} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _plain(argument: Any) -> Any:
-    return str(argument.folder) if isinstance(argument, Material) else argument
-
-
 def main(argv: Sequence[str]) -> None:
+    """Prints [`loss_memory`], which wants a process of its own."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("function", choices=("loss_memory", "training_memory"))
-    parser.add_argument("arguments", type=json.loads)
+    parser.add_argument("contender", choices=("textbook", "ours"))
+    parser.add_argument("batch", type=int)
     args = parser.parse_args(argv)
-    if args.function == "loss_memory":
-        print(json.dumps(loss_memory(*args.arguments)))
-    else:
-        folder, *rest = args.arguments
-        print(json.dumps(training_memory(Material(Path(folder)), *rest)))
+    print(loss_memory(args.contender, args.batch))
 
 
 if __name__ == "__main__":
