@@ -53,7 +53,7 @@ def stream_sentences(name: str, column: str, count: int) -> datasets.Dataset:
     """
     if count < 1:
         raise ValueError(f"{count} sentences of {name} are wanted: expected at least 1.")
-    first = next(iter(datasets.load_dataset(name, split="train", streaming=True)), {})
+    first: dict[str, Any] = next(iter(datasets.load_dataset(name, split="train", streaming=True)), {})
     if column not in first:
         raise ValueError(f"There is no column {column!r}: the dataset {name} has {', '.join(map(repr, first))}.")
     source = datasets.load_dataset_builder(name).cache_dir  # changes with the dataset's files
@@ -191,9 +191,14 @@ class ContrastiveCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` (B, L); for pairs also `image_ids` (B,) and `teacher_*_embeds` (B, D)."""
-        batch: dict[str, Tensor] = dict(
-            self.tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
-        )
+        # What `tokenizer.pad` gives, ten times as fast: a GPU waits for it.
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        tokens = np.arange(lengths.max()) < lengths[:, None]
+        if self.tokenizer.padding_side == "left":
+            tokens = tokens[:, ::-1]
+        input_ids = np.full(tokens.shape, self.tokenizer.pad_token_id, dtype=np.int64)
+        input_ids[tokens] = np.concatenate([row["input_ids"] for row in rows])
+        batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(tokens.astype(np.int64))}
         for name in rows[0].keys() - {"input_ids"}:
             batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
         return batch

@@ -65,8 +65,9 @@ def reading(material: Material, sentences: int) -> dict[str, float]:
     """From a file of so many sentences to batches: what it takes in seconds and memory, and what the encoder needs.
 
     Returns:
-        `seconds` and `growth_mb` of opening and tokenising the file; `loader` and `encoder`, rows a second that the one
-        gives and the other takes (forward and backward, no optimizer), measured in turns, text and pairs alternating.
+        `seconds` that opening and tokenising the file takes, and `growth_mb` of this process's memory; `loader` and
+        `encoder`, rows a second that the one gives and the other takes (forward and backward, no optimizer), measured
+        in turns, text and pairs alternating.
     """
     import datasets
 
@@ -82,7 +83,7 @@ def reading(material: Material, sentences: int) -> dict[str, float]:
         forget_peak()
         before, start = peak_mb(), time.perf_counter()
         text = tokenize(read_sentences(file), "text", tokenizer, MAX_LENGTH)
-        seconds = time.perf_counter() - start
+        seconds, growth = time.perf_counter() - start, peak_mb() - before
         trainer = _trainer(material, folder, text, per_device_train_batch_size=64, pair_every_n_steps=2, max_steps=500)
         batches = iter(trainer.get_train_dataloader())
         model = trainer._wrap_model(trainer.model)
@@ -99,7 +100,6 @@ def reading(material: Material, sentences: int) -> dict[str, float]:
             if not number:  # warm by now
                 loaded.clear()
                 embedded.clear()
-        growth = peak_mb() - before
     return {
         "seconds": seconds,
         "growth_mb": growth,

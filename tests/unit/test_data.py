@@ -176,6 +176,20 @@ def test_a_batch_is_padded_to_its_own_longest() -> None:
     assert batch["attention_mask"].sum(dim=1).tolist() == [len(row["input_ids"]) for row in rows]
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_the_tokenizer_s(side: str) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.padding_side = side
+    rows = [{"input_ids": ids} for ids in text_dataset(9)["input_ids"]]
+    expected = tokenizer.pad(rows, return_tensors="pt")
+    batch = ContrastiveCollator(tokenizer)(rows)
+    assert batch.keys() == expected.keys() == {"input_ids", "attention_mask"}
+    for name, tensor in batch.items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name])
+        assert 0 in expected["attention_mask"]
+
+
 def test_only_needed_features_are_read(cache: TeacherCache) -> None:
     pairs = CaptionPairs(TeacherPairs(cache), make_tokenizer())
     assert set(TrainingData(None, pairs, frozenset({"image"}))[0]) == {
