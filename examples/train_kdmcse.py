@@ -50,7 +50,7 @@ class DataArguments:
     )
 
 
-def main(argv: Sequence[str]) -> KDMCSETrainer:
+def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer) -> KDMCSETrainer:
     model_args, data_args, objective, args = parse_arguments(
         (ModelArguments, DataArguments, Objective, KDMCSETrainingArguments), argv
     )
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     )
 
     # 3. Train; the best checkpoint on STS-B dev, or the last one, ends up in output_dir
-    trainer = KDMCSETrainer(
+    trainer = trainer_class(
         model, args, objective, train_dataset=train_dataset, eval_dataset=dev, processing_class=tokenizer
     )
     if trainer.is_world_process_zero():

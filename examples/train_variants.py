@@ -1,0 +1,170 @@
+"""Train with changes to the method that the study tries and the package lacks: `train_kdmcse.py` with more flags.
+
+    python examples/train_variants.py --preset kdmcse ... --symmetric_weight 1 --distillation_weight 0.1
+
+Without the flags of [`Variant`] it is `train_kdmcse.py`. One process.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from train_kdmcse import main as train
+from transformers import HfArgumentParser
+
+from kdmcse_hf import KDMCSETrainer
+from kdmcse_hf.losses import cosine_matrix
+from kdmcse_hf.objective import (
+    Objective,
+    ObjectiveOutput,
+    PairEmbeddings,
+    SimilarityMap,
+    compute_objective,
+    teacher_similarity,
+)
+
+
+@dataclass
+class Variant:
+    """Changes to the objective of a paired batch, each off by default."""
+
+    symmetric_weight: float = field(default=0.0, metadata={"help": "Weight of the terms from pictures to captions."})
+    extra_negatives: int = field(default=0, metadata={"help": "Pictures and captions of other pairs as negatives."})
+    distillation_weight: float = field(default=0.0, metadata={"help": "Weight of the teacher's soft labels."})
+    distillation_source: SimilarityMap = field(default="text_text", metadata={"help": "Whose similarities those are."})
+    distillation_temperature: float = field(default=0.05, metadata={"help": "Of the teacher's similarities."})
+    dropped_positives: float = field(
+        default=0.0, metadata={"help": "Share of a batch's pairs, least alike to the teacher, without grounding terms."}
+    )
+    weight_schedule: Literal["constant", "rising", "falling"] = field(
+        default="constant", metadata={"help": "Of the cross-modal weight, which stays the same on average."}
+    )
+    margin_schedule: Literal["constant", "rising", "falling"] = field(
+        default="constant", metadata={"help": "The same for the margin."}
+    )
+
+
+class VariantTrainer(KDMCSETrainer):
+    """Scores paired batches as a [`Variant`] says."""
+
+    variant = Variant()
+
+    def _score(self, anchors: PairEmbeddings) -> ObjectiveOutput:
+        if self.args.world_size > 1:
+            raise ValueError(f"{self.args.world_size} processes: the variants are written for one.")
+        variant, objective = self.variant, self._scheduled()
+        if anchors.grounded is None:
+            return compute_objective(objective, anchors)
+        text = compute_objective(_terms(objective), anchors)
+        grounding = _kept(anchors, variant.dropped_positives)
+        candidates = _all_rows(anchors, variant.dropped_positives)
+        if variant.extra_negatives:
+            candidates = PairEmbeddings.cat([candidates, self._others(anchors)])
+        result = compute_objective(objective, grounding, candidates)
+        loss = text.loss + result.loss - result.terms["text_loss"]
+        result.terms["text_loss"] = text.loss
+        for term in objective.terms if variant.symmetric_weight else ():
+            backward = _from_targets(objective, term, anchors)
+            result.terms[f"{term}_backward_loss"] = backward
+            loss = loss + variant.symmetric_weight * objective.cross_modal_weight * backward
+        if variant.distillation_weight:
+            soft = soft_labels(
+                cosine_matrix(anchors.text[:, 0], anchors.text[:, -1]) / objective.temperature,
+                teacher_similarity(variant.distillation_source, anchors, anchors) / variant.distillation_temperature,
+            )
+            result.terms["distillation_loss"] = soft
+            loss = loss + variant.distillation_weight * soft
+        return ObjectiveOutput(loss=loss, terms=result.terms, rates=result.rates)
+
+    def _scheduled(self) -> Objective:
+        done = self.state.global_step / max(1, self.state.max_steps)
+        factor = {"constant": 1.0, "rising": 2 * done, "falling": 2 * (1 - done)}
+        return dataclasses.replace(
+            self.objective,
+            cross_modal_weight=self.objective.cross_modal_weight * factor[self.variant.weight_schedule],
+            cross_modal_margin=self.objective.cross_modal_margin * factor[self.variant.margin_schedule],
+        )
+
+    def _others(self, anchors: PairEmbeddings) -> PairEmbeddings:
+        """Random other pairs as candidates: their targets are projections of stored features, and cost no encoder."""
+        data, model = self.train_dataset, self.accelerator.unwrap_model(self.model)
+        drawn = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+        rows = torch.randint(len(data.pairs), (self.variant.extra_negatives,), generator=drawn).numpy()
+        features = data.pairs.teacher.features(rows, data.needs)
+        tensors = {name: torch.from_numpy(array).to(anchors.text.device) for name, array in features.items()}
+        image, text = tensors.get("teacher_image_embeds"), tensors.get("teacher_text_embeds")
+        return PairEmbeddings(
+            text=anchors.text[:1].detach().expand(len(rows), -1, -1),  # of no account: the text term stands apart
+            image=None if anchors.image is None else model._project(model.image_projection, image, "image"),
+            caption=None if anchors.caption is None else model._project(model.caption_projection, text, "caption"),
+            teacher_image=None if anchors.teacher_image is None else image,
+            teacher_text=None if anchors.teacher_text is None else text,
+            image_ids=None if anchors.image_ids is None else tensors["image_ids"],
+        )
+
+
+def soft_labels(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence of the student's distribution over each row's negatives from the teacher's, mean over rows.
+
+    Args:
+        student, teacher: (B, B) logits, the positives on the diagonal, which is left out.
+    """
+    own = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    rest = (len(student), len(student) - 1)
+    student, teacher = student[~own].view(rest), teacher[~own].view(rest).to(student.dtype)
+    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean")
+
+
+def _terms(objective: Objective, *names: str) -> Objective:
+    """The objective with these cross-modal terms alone."""
+    return dataclasses.replace(objective, image_term="image" in names, caption_term="caption" in names)
+
+
+def _order(anchors: PairEmbeddings, dropped: float) -> Tensor:
+    """Rows, those first whose caption and picture the teacher finds most alike; as they are if none is dropped."""
+    if not dropped:
+        return torch.arange(len(anchors.text), device=anchors.text.device)
+    return teacher_similarity("text_image", anchors, anchors).diagonal().argsort(descending=True)
+
+
+def _all_rows(anchors: PairEmbeddings, dropped: float) -> PairEmbeddings:
+    order = _order(anchors, dropped)
+    return dataclasses.replace(anchors.map(lambda rows: rows[order]), grounded=None)
+
+
+def _kept(anchors: PairEmbeddings, dropped: float) -> PairEmbeddings:
+    kept = _order(anchors, dropped)[: round(len(anchors.text) * (1 - dropped))]
+    return anchors.map(lambda rows: rows[kept])
+
+
+def _from_targets(objective: Objective, term: str, anchors: PairEmbeddings) -> Tensor:
+    """A cross-modal term with the targets as anchors and captions as candidates, filter and margin turned round."""
+    flipped = dataclasses.replace(
+        _terms(objective, term),
+        **{f"{term}_{use}_source": _flip(getattr(objective, f"{term}_{use}_source")) for use in ("filter", "margin")},
+    )
+    targets = getattr(anchors, term)
+    losses = []
+    for view in range(anchors.text.shape[1]):
+        rows = dataclasses.replace(anchors, grounded=targets.unsqueeze(1))
+        captions = dataclasses.replace(anchors, **{term: anchors.grounded[:, view], "grounded": None})
+        losses.append(compute_objective(flipped, rows, captions).terms[f"{term}_loss"])
+    return torch.stack(losses).mean()
+
+
+def _flip(source: str) -> str:
+    return "_".join(reversed(source.split("_")))
+
+
+def main(argv: Sequence[str]) -> KDMCSETrainer:
+    variant, rest = HfArgumentParser(Variant).parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    return train(rest, trainer_class=type("Trainer", (VariantTrainer,), {"variant": variant}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
