@@ -2,7 +2,9 @@
 
 python examples/benchmarks                                     # on the generated world
 KDMCSE_DATA=/path/to/kit python examples/benchmarks            # on real sentences and captions
-python examples/benchmarks --parts loss encode               # some of it
+python examples/benchmarks --parts loss encode                 # some of it
+
+Where there is a GPU, all but reading and start-up runs on it.
 """
 
 import argparse
@@ -17,10 +19,10 @@ from pathlib import Path
 
 import torch
 from arithmetic import BERT_BASE, counted_and_predicted, mean_tokens
-from material import Material, prepare
+from material import DEVICE, Material, prepare
 from parts import efficiency, encoding, loss_contenders, loss_growth, start_up, take_turns
 from scale import in_a_process
-from training import compare
+from training import Contender, compare
 from transformers import logging
 
 
@@ -33,47 +35,59 @@ def environment(kit: Path | None) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
     return (
         f"- commit {commit.strip() or 'unknown'}{' with changes' if dirty else ''}\n"
-        f"- {cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"- {cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}\n"
         f"- {'data kit: real sentences and captions' if kit else 'the generated world'}; batch 64, length up to 32\n"
     )
 
 
-def _runs(material: Material, work: str, encoder: str, steps: int, contenders: Sequence[tuple[str, str]]) -> None:
-    runs = compare(material, contenders, work, encoder, steps)
+TEXTBOOK, FP32, BF16 = Contender("textbook", "fp32"), Contender("ours", "fp32"), Contender("ours", "bf16")
+COMPILED = tuple(Contender("ours", "bf16", mode) for mode in ("default", "reduce-overhead"))  # the latter: CUDA graphs
+
+
+def _runs(
+    material: Material, work: str, encoder: str, steps: int, contenders: Sequence[Contender], batch: int = 64
+) -> None:
+    runs = compare(material, contenders, work, encoder, steps, batch)
     print("| contender | precision | sentences/s | times the first (quartiles of its steps) | peak memory |")
     print("|---|---|---|---|---|")
-    for (name, precision), run in zip(contenders, runs, strict=True):
+    for contender, run in zip(contenders, runs, strict=True):
         ratios = [a / b for a, b in zip(runs[0].steps, run.steps, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4)
         print(
-            f"| {name} | {precision} | {run.sentences_per_second:.1f} | "
-            f"{runs[0].total / run.total:.2f} ({low:.2f} to {high:.2f}) | {run.peak_mb:,.0f} MB |",
-            flush=True,
+            f"| {contender} | {contender.precision} | {run.sentences_per_second:.1f} | "
+            f"{runs[0].total / run.total:.2f} ({low:.2f} to {high:.2f}) | {run.peak_mb:,.0f} MB |"
         )
+    print(flush=True)
 
 
 def mixed(material: Material) -> None:
     """Whole run, text and paired batches, STS-B dev included: 3 layers x 384"""
-    _runs(material, "mixed", "student", 26, [("textbook", "fp32"), ("ours", "fp32"), ("ours", "bf16")])
+    _runs(material, "mixed", "student", 26, [TEXTBOOK, FP32, BF16])
 
 
 def base(material: Material) -> None:
     """The same with an encoder of BERT-base's size"""
-    _runs(material, "mixed", "base", 6, [("textbook", "fp32"), ("ours", "fp32"), ("ours", "bf16")])
+    if DEVICE == "cpu":
+        _runs(material, "mixed", "base", 6, [TEXTBOOK, FP32, BF16])
+        return
+    for batch in (64, 512):
+        print(f"Batch {batch}; the second table is SimCSE.\n")
+        _runs(material, "mixed", "base", 60, [TEXTBOOK, FP32, BF16, *COMPILED], batch)
+        _runs(material, "simcse", "base", 60, [Contender("sentence-transformers", "bf16"), BF16], batch)
 
 
 def simcse(material: Material) -> None:
     """SimCSE against sentence-transformers' MultipleNegativesRankingLoss"""
-    for precision in ("fp32", "bf16"):
-        _runs(material, "simcse", "student", 16, [("sentence-transformers", precision), ("ours", precision)])
-        print()
+    _runs(material, "simcse", "student", 16, [Contender("sentence-transformers", "fp32"), FP32])
+    _runs(material, "simcse", "student", 16, [Contender("sentence-transformers", "bf16"), BF16])
 
 
 def guided(material: Material) -> None:
     """KDMCSE on captions against sentence-transformers' guided loss (its guide runs at every step)"""
-    _runs(material, "guided", "student", 16, [("sentence-transformers", "bf16"), ("ours", "bf16")])
+    _runs(material, "guided", "student", 16, [Contender("sentence-transformers", "bf16"), BF16])
 
 
 def loss(material: Material) -> None:
@@ -122,7 +136,8 @@ def startup(material: Material) -> None:
 def memory(material: Material) -> None:
     """One KDMCSE step over pairs, bf16: peak memory of the process"""
     print("| batch | mini batch | seconds | peak memory |\n|---|---|---|---|")
-    for batch, mini_batch in ((64, 0), (512, 0), (64, 64), (512, 64), (2048, 64), (8192, 64)):
+    on_gpu = () if DEVICE == "cpu" else ((16_384, 512),)
+    for batch, mini_batch in ((64, 0), (512, 0), (64, 64), (512, 64), (2048, 64), (8192, 64), *on_gpu):
         step = in_a_process("training_memory", material, batch, mini_batch)
         print(f"| {batch} | {mini_batch or 'all'} | {step['seconds']:.1f} | {step['peak_mb']:,.0f} MB |", flush=True)
 

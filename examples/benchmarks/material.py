@@ -16,6 +16,7 @@ from kdmcse_hf.sts import SentencePairs, load_sts
 from kdmcse_hf.teacher.cache_writer import write_cache
 from kdmcse_hf.world import write_student, write_world
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MAX_LENGTH = 32
 TEACHER_WIDTH = 256
 
@@ -44,8 +45,16 @@ class Material:
         return str(self.folder / name)
 
 
+def synchronize() -> None:
+    """Waits for a GPU, so that a clock that is read now counts what was started before."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def peak_mb() -> float:
-    """The most memory that this process has held, in MB."""
+    """The most memory that this process has held, in MB; on a GPU, of the GPU's."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if not status.exists():  # not Linux
         return float("nan")
@@ -54,6 +63,8 @@ def peak_mb() -> float:
 
 def forget_peak() -> None:
     """Has [`peak_mb`] begin anew, from what the process holds now."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 

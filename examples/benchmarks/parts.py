@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from material import MAX_LENGTH, Material, forget_peak, peak_mb
+from material import DEVICE, MAX_LENGTH, Material, forget_peak, peak_mb, synchronize
 
 WIDTH, PROJECTION = 384, 256
 
@@ -42,6 +42,7 @@ def take_turns(theirs: Callable[[], Any], ours: Callable[[], Any], rounds: int) 
         for contender in (theirs, ours):
             start = time.perf_counter()
             contender()
+            synchronize()
             if number:
                 seconds[contender].append(time.perf_counter() - start)
     return Pair(seconds[theirs], seconds[ours])
@@ -55,12 +56,12 @@ def loss_contenders(batch: int) -> dict[str, Callable[[], Any]]:
 
     torch.manual_seed(0)
     learned = {
-        "text": torch.randn(batch, 2, WIDTH, requires_grad=True),
-        "grounded": torch.randn(batch, 2, PROJECTION, requires_grad=True),
-        "image": torch.randn(batch, PROJECTION, requires_grad=True),
-        "caption": torch.randn(batch, PROJECTION, requires_grad=True),
+        "text": torch.randn(batch, 2, WIDTH, requires_grad=True, device=DEVICE),
+        "grounded": torch.randn(batch, 2, PROJECTION, requires_grad=True, device=DEVICE),
+        "image": torch.randn(batch, PROJECTION, requires_grad=True, device=DEVICE),
+        "caption": torch.randn(batch, PROJECTION, requires_grad=True, device=DEVICE),
     }
-    teacher = {name: torch.randn(batch, PROJECTION) for name in ("teacher_image", "teacher_text")}
+    teacher = {name: torch.randn(batch, PROJECTION, device=DEVICE) for name in ("teacher_image", "teacher_text")}
     objective = PRESETS["kdmcse_reference"]
 
     def theirs() -> torch.Tensor:
@@ -91,14 +92,14 @@ def encoding(material: Material, precision: str, sentences: int, rounds: int) ->
     texts = material.sentences[: sentences // 2] + material.captions[: sentences // 2]
     random.Random(0).shuffle(texts)
     folder = material.encoder("student")
-    theirs = SentenceTransformer(folder, device="cpu")
+    theirs = SentenceTransformer(folder, device=DEVICE)
     theirs.max_seq_length = 128
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(DEVICE)
     ours = SentenceEncoder(model, AutoTokenizer.from_pretrained(folder), pooling="mean", max_length=128)
 
     def autocast(function: Callable[[list[str]], Any]) -> Callable[[], Any]:
         def call() -> Any:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
                 return function(texts)
 
         return call
@@ -112,7 +113,7 @@ def encoding(material: Material, precision: str, sentences: int, rounds: int) ->
 def efficiency(material: Material, encoder: str, precision: str, rounds: int) -> list[float]:
     """Share of the matrix multiplication peak that forward and backward reach, turn by turn.
 
-    Counted are the multiplications that are carried out; the peak is that of (2048, 1024) by (1024, 2048).
+    Counted are the multiplications that are carried out; the peak is that of square matrices.
     """
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModel, AutoTokenizer
@@ -123,15 +124,16 @@ def efficiency(material: Material, encoder: str, precision: str, rounds: int) ->
     model = AutoModel.from_pretrained(material.encoder(encoder), dtype=torch.float32, add_pooling_layer=False)
     pack_rows(model)
     speed_up_dropout(model)
-    model.train()
+    model.train().to(DEVICE)
     tokenizer = AutoTokenizer.from_pretrained(material.encoder(encoder))
     sentences, dtype = material.sentences, torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.randn(2048, 1024, dtype=dtype), torch.randn(1024, 2048, dtype=dtype)
+    size = 1024 if DEVICE == "cpu" else 8192
+    left, right = (torch.randn(size, size, dtype=dtype, device=DEVICE) for _ in range(2))
 
     def step(number: int) -> None:
         texts = [text for text in sentences[64 * number : 64 * (number + 1)] for _ in range(2)]
-        batch = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        batch = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt").to(DEVICE)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
             hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         hidden[:, 0].float().pow(2).sum().backward()
         model.zero_grad()
@@ -143,11 +145,13 @@ def efficiency(material: Material, encoder: str, precision: str, rounds: int) ->
         while spent < 0.3:
             start = time.perf_counter()
             left @ right
+            synchronize()
             taken = time.perf_counter() - start
             spent += taken
-            peak = max(peak, 2 * 2048 * 1024 * 2048 / taken)
+            peak = max(peak, 2 * size**3 / taken)
         start = time.perf_counter()
         step(number)
+        synchronize()
         taken = time.perf_counter() - start
         with FlopCounterMode(display=False) as counter:
             step(number)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import MAX_LENGTH, Material, forget_peak, peak_mb
+from material import DEVICE, MAX_LENGTH, Material, forget_peak, peak_mb
 
 from kdmcse_hf import PRESETS, KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, TeacherCache, TeacherPairs
 from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
@@ -36,7 +36,7 @@ def _trainer(material: Material, folder: str, text: Any = None, **settings: Any)
         image_embed_dim=cache.image_features.width,
         caption_embed_dim=cache.caption_features.width,
     )
-    arguments = {"save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "bf16": True, "max_steps": 1}
+    arguments = {"save_strategy": "no", "disable_tqdm": True, "use_cpu": DEVICE == "cpu", "bf16": True, "max_steps": 1}
     return KDMCSETrainer(
         model,
         KDMCSETrainingArguments(folder, **arguments | settings),
@@ -151,7 +151,8 @@ def in_a_process(name: str, material: Material, *arguments: int, processes: int 
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [__file__, name, str(material.folder), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if processes > 1 else {}  # a single GPU cannot hold two ranks
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **hidden})
     if done.returncode:
         raise RuntimeError(f"{name}{arguments} failed:\n{done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -95,6 +95,7 @@ def score(model: Model, collate: Collator, pairs: SentencePairs, batch_size: int
         sides = []
         for side in (pairs.first, pairs.second):
             batch = collate.tokenizer([side[row] for row in rows], padding=True, truncation=True, return_tensors="pt")
+            batch = batch.to(model.encoder.device)
             hidden = model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             sides.append(hidden.last_hidden_state[:, 0])
         cosines += F.cosine_similarity(*sides).tolist()

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import MAX_LENGTH, Material, peak_mb
+from material import DEVICE, MAX_LENGTH, Material, peak_mb, synchronize
 from transformers import TrainerCallback, logging, set_seed
 
-BATCH, WARM_UP = 64, 2
+WARM_UP = 2
 PAIRS_A_STEP = 1500 / 125
 RATE = 3e-5
 
@@ -33,6 +33,7 @@ class Turns(TrainerCallback):
         self.start = time.perf_counter()
 
     def hand_back(self, **figures: float) -> None:
+        synchronize()
         print(_MARK + json.dumps({"seconds": time.perf_counter() - self.start, **figures}), flush=True)
         sys.stdin.readline()
         self.start = time.perf_counter()
@@ -60,12 +61,12 @@ def textbook(material: Material, args: argparse.Namespace) -> None:
     cache = TeacherCache(material.folder / "cache")
     features = TeacherPairs(cache)
     widths = (cache.image_features.width, cache.caption_features.width) if mixed else (None, None)
-    model = Model(material.encoder(args.encoder), *widths).train()
+    model = Model(material.encoder(args.encoder), *widths).train().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=args.steps)
     turns = Turns()
     for step in range(args.steps):
-        rows = range(step * BATCH, (step + 1) * BATCH)
+        rows = range(step * args.batch, (step + 1) * args.batch)
         if mixed and step % 2 == 0:
             batch = collate([captions[row] for row in rows])
             teacher = features.features(list(rows), frozenset({"image", "text"}))
@@ -73,7 +74,8 @@ def textbook(material: Material, args: argparse.Namespace) -> None:
             batch["caption"] = torch.from_numpy(teacher["teacher_text_embeds"]).float()
         else:
             batch = collate([sentences[row] for row in rows])
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=args.precision == "bf16"):
             loss = model.loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -98,7 +100,7 @@ def ours(material: Material, args: argparse.Namespace) -> None:
     objective = PRESETS["kdmcse_reference" if mixed else "kdmcse" if captions_only else "simcse"]
     tokenizer = load_tokenizer(material.encoder(args.encoder))
     cache = TeacherCache(material.folder / "cache")
-    rows = args.steps * BATCH
+    rows = args.steps * args.batch
     text = pairs = None
     start = time.perf_counter()
     if not captions_only:
@@ -124,7 +126,7 @@ def ours(material: Material, args: argparse.Namespace) -> None:
             KDMCSETrainingArguments(
                 folder,
                 max_steps=args.steps,
-                per_device_train_batch_size=BATCH,
+                per_device_train_batch_size=args.batch,
                 pair_every_n_steps=2 if mixed else None,
                 learning_rate=RATE,
                 bf16=args.precision == "bf16",
@@ -133,7 +135,8 @@ def ours(material: Material, args: argparse.Namespace) -> None:
                 logging_steps=125,
                 save_strategy="no",
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=DEVICE == "cpu",
+                **_compile(args),
             ),
             objective,
             train_dataset=TrainingData(text, pairs, objective.needs),
@@ -156,12 +159,12 @@ def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
     from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
 
     def load() -> Any:
-        model = SentenceTransformer(material.encoder(args.encoder), device="cpu")
+        model = SentenceTransformer(material.encoder(args.encoder), device=DEVICE)
         model.max_seq_length = MAX_LENGTH
         return model
 
     model = load()
-    texts = (material.captions if args.work == "guided" else material.sentences)[: args.steps * BATCH]
+    texts = (material.captions if args.work == "guided" else material.sentences)[: args.steps * args.batch]
     if args.work == "guided":
         loss = GISTEmbedLoss(model, guide=load(), temperature=0.05)
     else:
@@ -174,7 +177,7 @@ def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
             SentenceTransformerTrainingArguments(
                 folder,
                 max_steps=args.steps,
-                per_device_train_batch_size=BATCH,
+                per_device_train_batch_size=args.batch,
                 learning_rate=RATE,
                 bf16=args.precision == "bf16",
                 eval_strategy="steps",
@@ -182,7 +185,8 @@ def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
                 logging_steps=125,
                 save_strategy="no",
                 disable_tqdm=True,
-                use_cpu=True,
+                use_cpu=DEVICE == "cpu",
+                **_compile(args),
             ),
             train_dataset=datasets.Dataset.from_dict({"anchor": texts, "positive": texts}),
             loss=loss,
@@ -204,23 +208,46 @@ def _dev_pairs(steps: int) -> int:
     return round((steps - WARM_UP) * PAIRS_A_STEP)
 
 
+def _compile(args: argparse.Namespace) -> dict[str, Any]:
+    return {"torch_compile": True, "torch_compile_mode": args.compile} if args.compile else {}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who trains, and how.
+
+    Attributes:
+        name: one of [`CONTENDERS`].
+        precision: `"fp32"` or `"bf16"`.
+        compile: a mode of `torch.compile`, or nothing.
+    """
+
+    name: str
+    precision: str
+    compile: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, compiled ({self.compile})" if self.compile else self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """What one contender took: seconds of every turn but the first, of all, and the peak of its memory."""
 
+    batch: int
     steps: list[float]
     total: float
     peak_mb: float
 
     @property
     def sentences_per_second(self) -> float:
-        return len(self.steps) * BATCH / self.total
+        return len(self.steps) * self.batch / self.total
 
 
 def compare(
-    material: Material, contenders: Sequence[tuple[str, str]], work: str, encoder: str, steps: int
+    material: Material, contenders: Sequence[Contender], work: str, encoder: str, steps: int, batch: int = 64
 ) -> list[Run]:
-    """Runs `(contender, precision)` side by side.
+    """Runs contenders side by side.
 
     Raises:
         RuntimeError: a contender failed; ends with what it said.
@@ -228,11 +255,12 @@ def compare(
     folder = Path(__file__).parent
     with contextlib.ExitStack() as stack:
         children, errors = [], []
-        for contender, precision in contenders:
+        for contender in contenders:
             error = stack.enter_context(tempfile.TemporaryFile("w+"))
             command = [sys.executable, str(folder / "training.py"), "--material", str(material.folder)]
-            command += ["--contender", contender, "--precision", precision, "--work", work]
-            command += ["--encoder", encoder, "--steps", str(steps)]
+            command += ["--contender", contender.name, "--precision", contender.precision]
+            command += ["--compile", contender.compile, "--batch", str(batch)]
+            command += ["--work", work, "--encoder", encoder, "--steps", str(steps)]
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=error, text=True)
             stack.callback(child.kill)
             children.append(child)
@@ -249,7 +277,7 @@ def compare(
             seconds = [turn["seconds"] for turn in taken[WARM_UP - 1 :]]
             last = taken[-1]
             total = sum(seconds) + last["tokenising"] * (len(seconds) - 1)
-            runs.append(Run(seconds[:-1], total, last["peak_mb"]))
+            runs.append(Run(batch, seconds[:-1], total, last["peak_mb"]))
         return runs
 
 
@@ -269,6 +297,8 @@ def main() -> None:
     parser.add_argument("--work", choices=("mixed", "simcse", "guided"), required=True)
     parser.add_argument("--encoder", choices=("student", "base"), required=True)
     parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--compile", default="")
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, required=True)
     args = parser.parse_args()
     logging.set_verbosity_error()
