@@ -3,7 +3,7 @@
     kdmcse import-features cache/imagenet ... --split train          # or `kdmcse extract` with any image encoder
     kdmcse import-features cache/imagenet-validation ... --split validation
     python examples/train_teacher.py --teacher_cache cache/imagenet --validation_cache cache/imagenet-validation \
-        --tokenizer bert-base-uncased --output_dir teacher --apply cache/imagenet=cache/clean
+        --tokenizer bert-base-uncased --output_dir teacher --folds 4 --apply cache/imagenet=cache/clean
     python examples/train_teacher.py --output_dir teacher --apply cache/imagenet-test=cache/clean-test
 
 It serves languages and domains that have no CLIP. Without `--text_model` the text tower starts from random weights: it
@@ -11,15 +11,19 @@ knows no more of language than the captions of the training pictures. Without `-
 teacher in `--output_dir` is applied to caches of the same image features.
 """
 
+import copy
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from transformers import set_seed
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from kdmcse_hf import TeacherCache
 from kdmcse_hf.arguments import parse_arguments
@@ -34,10 +38,13 @@ from kdmcse_hf.teacher.tower_training import (
     TowerTrainingArguments,
     build_towers,
     forget_unseen_words,
+    score_cache,
     score_towers,
 )
-from kdmcse_hf.teacher.towers import RECORD, Towers
+from kdmcse_hf.teacher.towers import RECORD, Towers, fold_of_images
 from kdmcse_hf.tokenizer import load_tokenizer
+
+_OF_TOKENIZER = ("tokenizer", "max_seq_length")
 
 
 @dataclass
@@ -58,6 +65,13 @@ class ModelArguments:
 class DataArguments:
     teacher_cache: str | None = field(default=None, metadata={"help": "Image features and captions to train on."})
     validation_cache: str | None = field(default=None, metadata={"help": "The same of held-out pictures."})
+    folds: int = field(
+        default=0,
+        metadata={
+            "help": "Train that many more text towers, each without a share of the pictures, and let each embed the "
+            "captions that it never saw: towers know what they were trained on by heart, noise included."
+        },
+    )
     apply: list[str] = field(
         default_factory=list, metadata={"help": "FROM=TO: make a cache TO of the pictures and captions of cache FROM."}
     )
@@ -72,7 +86,7 @@ def main(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     found = {}
     for source, target in wanted:
         cache = towers.write_cache(target, source)
-        found[target] = score_towers(towers, source)
+        found[target] = score_cache(cache)
         print(f"{cache.folder}: {len(cache.images):,} images, {len(cache.captions):,} captions")
         print("  " + "  ".join(f"{name} {value:.4g}" for name, value in found[target].items()))
     return found
@@ -88,72 +102,94 @@ def _split(pair: str) -> tuple[TeacherCache, str]:
 
 
 def _train(model_args: ModelArguments, data_args: DataArguments, args: TowerTrainingArguments) -> None:
-    """Leaves the best epoch's towers in `args.output_dir`."""
+    """Leaves the towers in `args.output_dir`, and those of the folds below it."""
     if data_args.validation_cache is None:
         raise ValueError("`--validation_cache` is missing: held-out pictures say when the teacher is good.")
-    if (Path(args.output_dir) / RECORD).exists():
-        raise ValueError(f"{args.output_dir} already holds a trained teacher: choose another --output_dir.")
-    newest = last_complete_checkpoint(args.output_dir)
-    if newest and args.resume_from_checkpoint is None:
-        raise ValueError(f"{newest} exists: add `--resume_from_checkpoint true`, or choose another --output_dir.")
-    resume = args.resume_from_checkpoint
-    if resume is not None and resume.lower() == "true":
-        resume = newest
-    set_seed(args.seed)
-
-    # 1. Captions and the features of their pictures
-    cache, validation = TeacherCache(data_args.teacher_cache), TeacherCache(data_args.validation_cache)
-    cache.verify(progress=not args.disable_tqdm)
     name = model_args.tokenizer or model_args.text_model
     if name is None:
         raise ValueError("`--tokenizer` is missing: the student's is a good choice.")
+    cache, validation = TeacherCache(data_args.teacher_cache), TeacherCache(data_args.validation_cache)
+    for used in (cache, validation):
+        used.verify(progress=not args.disable_tqdm)
+        if not len(TeacherPairs(used)):
+            raise ValueError(f"{used.folder} has no caption whose picture could be read: there is nothing to learn.")
+    ours, theirs = cache.manifest["teacher"], validation.manifest["teacher"]
+    if ours["digest"] != theirs["digest"]:
+        raise ValueError(
+            f"{validation.folder} holds features of teacher {theirs['name']!r}, {cache.folder} of {ours['name']!r}: "
+            "both must be made by the same one."
+        )
     tokenizer = load_tokenizer(name)
     tokenizer.model_max_length = min(model_args.max_seq_length, tokenizer.model_max_length)
-    pairs = CaptionPairs(TeacherPairs(cache), tokenizer, max_length=tokenizer.model_max_length)
+    fit = partial(_fit, model_args, args, cache, validation, tokenizer)
+    fit(Path(args.output_dir))
+    if data_args.folds:
+        towers = Towers.from_pretrained(args.output_dir)
+        fold, trained = fold_of_images(len(cache.images), data_args.folds), []
+        for number in range(data_args.folds):
+            folder = Path(args.output_dir) / f"fold-{number}"
+            fit(folder, np.flatnonzero(fold != number), towers.model.image_projection)
+            record = Towers.from_pretrained(folder).record
+            trained.append({key: record[key] for key in ("pictures", "settings", "best_step", "scores")})
+        towers.save(args.output_dir, {**towers.record, "folds": data_args.folds, "fold_towers": trained})
+
+
+def _fit(
+    model_args: ModelArguments,
+    args: TowerTrainingArguments,
+    cache: TeacherCache,
+    validation: TeacherCache,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    images: NDArray[np.int64] | None = None,
+    pictures: nn.Module | None = None,
+) -> None:
+    """Trains towers into `folder`, unless they lie there from a run that was killed later.
+
+    Args:
+        images: train on these pictures alone.
+        pictures: use this image projection as it is, and train the text tower only.
+    """
+    newest, resume = last_complete_checkpoint(folder), args.resume_from_checkpoint
+    done = (folder / RECORD).exists()
+    if (newest or done) and not resume:
+        raise ValueError(f"{folder} holds a run: add `--resume_from_checkpoint true`, or choose another --output_dir.")
+    if done:
+        return
+    set_seed(args.seed)  # towers of all folds start alike
+    args = copy.copy(args)
+    args.output_dir = str(folder)
+    pairs = CaptionPairs(TeacherPairs(cache, images=images), tokenizer, max_length=tokenizer.model_max_length)
     data = TrainingData(None, pairs, frozenset({"image"}))
-
-    # 2. Towers
-    settings = {key: value for key, value in dataclasses.asdict(model_args).items() if key != "tokenizer"}
-    max_length = settings.pop("max_seq_length")
+    settings = {key: value for key, value in dataclasses.asdict(model_args).items() if key not in _OF_TOKENIZER}
     towers = build_towers(tokenizer, image_embed_dim=cache.image_features.width, **settings)
-
-    # 3. Train, keep the epoch that retrieves best, and write down how it was made
+    if pictures is not None and towers.image_projection is not None:
+        towers.image_projection.load_state_dict(pictures.state_dict())
+        towers.image_projection.requires_grad_(False)
     contrast = Contrast(towers, tokenizer, args.image_dropout, args.word_dropout)
     trainer = TowerTrainer(contrast, args, data, validation, tokenizer)
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=newest if resume else None)
     if model_args.text_model is None and args.word_dropout:
         forget_unseen_words(towers, data, tokenizer.unk_token_id)
     finished = Towers(towers, tokenizer)
-    scores = {"validation": score_towers(finished, validation), "train": score_towers(finished, cache)}
-    finished.save(args.output_dir, _record(cache, settings, max_length, args, trainer, scores))
-    print(json.dumps(scores, indent=2))
-
-
-def _record(
-    cache: TeacherCache,
-    settings: dict[str, Any],
-    max_length: int,
-    args: TowerTrainingArguments,
-    trainer: TowerTrainer,
-    scores: dict[str, dict[str, float]],
-) -> dict[str, Any]:
-    """What the manifest of every cache of this teacher will say."""
-    own = {f.name for f in dataclasses.fields(TowerTrainingArguments)} & TowerTrainingArguments.__annotations__.keys()
-    return {
-        "name": Path(args.output_dir).resolve().name,
+    scores = {"validation": score_towers(finished, validation)}
+    if images is None:
+        scores["train"] = score_towers(finished, cache)
+    print(folder, json.dumps(scores, indent=2))
+    if settings["text_model"] and Path(settings["text_model"]).is_dir():
+        settings["text_model"] = Path(settings["text_model"]).name
+    own = sorted(TowerTrainingArguments.__annotations__.keys() - {"args"})
+    record = {
         "base": cache.manifest["teacher"],
         "captions": {"checksum": cache.manifest["checksum"], "source": cache.manifest["source"]},
-        "text": "text model" if settings["text_model"] else "from random weights, on these captions alone",
-        "settings": {
-            **settings,
-            "bf16": args.bf16,
-            "seed": args.seed,
-            **{name: getattr(args, name) for name in sorted(own)},
-        },
+        "folds": 0,
+        "pictures": len(np.unique(pairs.teacher.image_rows)),
+        "settings": {**settings, **{name: getattr(args, name) for name in ("seed", "bf16", *own)}},
         "best_step": trainer.state.best_global_step,
         "scores": scores,
         "versions": versions(),
     }
+    finished.save(folder, record)
 
 
 if __name__ == "__main__":

@@ -225,20 +225,40 @@ class TowerTrainer(Trainer):
 
 
 def score_towers(towers: Towers, cache: TeacherCache) -> dict[str, float]:
-    """How towers do on the pictures and captions of a cache with the image features that they take.
+    """What [`score_vectors`] says of towers on a cache with the image features that they take."""
+    pairs = TeacherPairs(cache)
+    images, own = np.unique(pairs.image_rows, return_inverse=True)
+    captions = towers.embed_sentences(cache.captions.select(pairs.caption_rows)["caption"][:])
+    return score_vectors(captions, towers.embed_features(cache.image_features.rows(images)), own)
+
+
+def score_cache(cache: TeacherCache) -> dict[str, float]:
+    """The same of a cache of towers, by the vectors in it."""
+    if cache.caption_features is None:
+        raise ValueError(f"{cache.folder} has image features only: there is nothing to compare them with.")
+    pairs = TeacherPairs(cache)
+    images, own = np.unique(pairs.image_rows, return_inverse=True)
+    return score_vectors(cache.caption_features.rows(pairs.caption_rows), cache.image_features.rows(images), own)
+
+
+def score_vectors(
+    captions: NDArray[np.float32], pictures: NDArray[np.float32], own: NDArray[np.int64]
+) -> dict[str, float]:
+    """How well captions and pictures find each other, and how sure the teacher is of them.
+
+    Args:
+        captions, pictures: (N, P) and (M, P) unit vectors of one space; every picture has a caption.
+        own: (N,) the picture of each caption.
 
     Returns:
         `caption_to_image_r@1` and so on for 5, 10 and the other direction, `recall`, their mean, and the mean cosines
         `matched` and `mismatched` of captions with their own and with other pictures. Where `matched` is far higher on
-        training pairs than on others, the towers know the training captions by heart, wrong ones included.
+        training pairs than on others, the towers know the training captions by heart.
     """
-    pairs = TeacherPairs(cache)
-    images = np.unique(pairs.image_rows)
-    pictures = towers.embed_features(cache.image_features.rows(images))
-    captions = towers.embed_sentences(cache.captions.select(pairs.caption_rows)["caption"][:])
+    places = np.arange(len(pictures))
     found = {
-        "caption_to_image": retrieve(captions, pictures, pairs.image_rows, images),
-        "image_to_caption": retrieve(pictures, captions, images, pairs.image_rows),
+        "caption_to_image": retrieve(captions, pictures, own, places),
+        "image_to_caption": retrieve(pictures, captions, places, own),
     }
     recalls = {
         f"{direction}_{name}": value
@@ -246,16 +266,10 @@ def score_towers(towers: Towers, cache: TeacherCache) -> dict[str, float]:
         for name, value in scores.items()
         if name.startswith("r@")
     }
-    matched, mismatched = _mean_cosine(captions, pictures, np.searchsorted(images, pairs.image_rows))
-    recall = float(np.mean(list(recalls.values())))
-    return {**recalls, "recall": recall, "matched": matched, "mismatched": mismatched}
-
-
-def _mean_cosine(captions: NDArray[np.float32], pictures: NDArray[np.float32], own: NDArray[np.int64]) -> list[float]:
-    """Of unit vectors: of captions with their `own` pictures, and of captions with all others."""
     matched = float(np.einsum("nd,nd->n", captions, pictures[own]).mean())
     total = float(captions.mean(axis=0) @ pictures.mean(axis=0)) * len(pictures)
-    return [matched, (total - matched) / max(1, len(pictures) - 1)]
+    mismatched = (total - matched) / max(1, len(pictures) - 1)
+    return {**recalls, "recall": float(np.mean(list(recalls.values()))), "matched": matched, "mismatched": mismatched}
 
 
 @torch.no_grad()

@@ -2,6 +2,11 @@
 
 The two towers are a [`KDMCSEModel`]: its grounding head ends the text tower, its image projection is the other one.
 They are trained by [`TowerTrainer`]; `examples/train_teacher.py` does so.
+
+A text tower knows its training captions by heart, the wrong ones included, and so finds no noise among them. Folds are
+the remedy: each is a text tower that was trained without a share of the pictures, towards the picture side of the
+towers that saw all, so that the vectors of all folds lie in one space. They embed the training captions; any other
+text is embedded by the tower that saw all.
 """
 
 import json
@@ -33,6 +38,7 @@ class Towers:
         model: has an image projection; left in the mode that it is in.
         tokenizer: its `model_max_length` is where sentences are cut.
         record: how the towers were made, for the manifest of caches; `None` while they are being made.
+        folder: where their folds are.
         progress: whether embedding shows a bar.
     """
 
@@ -42,9 +48,10 @@ class Towers:
         tokenizer: PreTrainedTokenizerBase,
         record: dict[str, Any] | None = None,
         *,
+        folder: Path | None = None,
         progress: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.record = model, tokenizer, record
+        self.model, self.tokenizer, self.record, self.folder = model, tokenizer, record, folder
         self._encode = SentenceEncoder(
             model, tokenizer, batch_size=256, max_length=tokenizer.model_max_length, progress=progress
         )
@@ -60,21 +67,32 @@ class Towers:
         if not path.is_file():
             raise ValueError(f"{folder} holds no trained teacher: it has no {RECORD}. Train one there first.")
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = _digests(Path(folder))
+        found = _digests(Path(folder), record["folds"])
         if record["files"] != found:
             raise ValueError(
                 f"{path} was written for other files than lie beside it: {record['files']!r}, found {found!r}. Copy "
                 "the whole folder again."
             )
         model = KDMCSEModel.from_pretrained(folder, dtype=torch.float32)
-        return cls(model.eval(), load_tokenizer(folder), record, progress=progress)
+        record["name"] = Path(folder).resolve().name  # never the path: caches are shared
+        return cls(model.eval(), load_tokenizer(folder), record, folder=Path(folder), progress=progress)
 
     def save(self, folder: str | os.PathLike[str], record: dict[str, Any]) -> None:
-        """Writes weights, tokenizer, and last the record: whose features these towers take and how they were made."""
+        """Writes weights, tokenizer, and last the record.
+
+        Args:
+            folder: where to; the towers of `fold-0`, `fold-1`, ... are below it.
+            record: `base` (the teacher whose features these towers take), `captions` (`checksum` of the cache that
+                they were trained on), `folds` (how many there are), and all that a manifest should say.
+        """
         folder = Path(folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        self.record = {**record, "max_length": self.tokenizer.model_max_length, "files": _digests(folder)}
+        self.record = {
+            **record,
+            "max_length": self.tokenizer.model_max_length,
+            "files": _digests(folder, record["folds"]),
+        }
         temporary = folder / f"{RECORD}.tmp"
         temporary.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(folder / RECORD)
@@ -117,8 +135,8 @@ class Towers:
         Raises:
             CacheError: its features are of another teacher, or `folder` holds a cache.
         """
-        if self.record is None:
-            raise ValueError("These towers have no record of how they were made: save them first.")
+        if self.record is None or self.folder is None:
+            raise ValueError("These towers have no record of how they were made: save them, and open them again.")
         expected, found = (teacher["digest"] for teacher in (self.record["base"], base.manifest["teacher"]))
         if found != expected:
             raise CacheError(
@@ -128,24 +146,40 @@ class Towers:
         pairs = TeacherPairs(base)
         images = np.setdiff1d(np.arange(len(base.images)), base.skipped_images)
         captions = base.captions.select(pairs.caption_rows)["caption"][:]
+        folds = self.record["folds"] if base.manifest["checksum"] == self.record["captions"]["checksum"] else 0
+        if folds:
+            vectors = np.empty((len(captions), self.width), dtype=np.float32)
+            fold = fold_of_images(len(base.images), folds)[pairs.image_rows]
+            for number in range(folds):
+                rows = np.flatnonzero(fold == number)
+                towers = Towers.from_pretrained(self.folder / f"fold-{number}")
+                vectors[rows] = towers.embed_sentences([captions[row] for row in rows])
+        else:
+            vectors = self.embed_sentences(captions)
         return write_cache(
             folder,
             images=base.images.select(images)["image"][:],
             captions=captions,
             image_rows=np.searchsorted(images, pairs.image_rows).tolist(),
             image_features=[self.embed_features(base.image_features.rows(images))],
-            caption_features=[self.embed_sentences(captions)],
+            caption_features=[vectors],
             teacher={
                 "name": self.record["name"],
                 "type": "towers",
                 "weights": self.record["files"],
                 "trained": {key: value for key, value in self.record.items() if key not in ("name", "files")},
             },
-            source={**base.manifest["source"], "base_checksum": base.manifest["checksum"]},
+            source={**base.manifest["source"], "base": base.manifest["checksum"], "captions_held_out": bool(folds)},
         )
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weights and of what turns text into ids."""
-    paths = [*sorted(folder.glob("model*.safetensors")), folder / "tokenizer.json"]
-    return {path.name: sha256(path) for path in paths if path.is_file()}
+def fold_of_images(num_images: int, folds: int) -> NDArray[np.int64]:
+    """(num_images,) which fold's tower never saw a caption of each picture: shares of one size, at random."""
+    return np.random.default_rng((folds, 5)).permutation(num_images) % folds
+
+
+def _digests(folder: Path, folds: int) -> dict[str, str]:
+    """SHA-256 of all weights, and of what turns text into ids."""
+    folders = [folder, *(folder / f"fold-{number}" for number in range(folds))]
+    paths = [folder / "tokenizer.json", *(path for each in folders for path in sorted(each.glob("model*.safetensors")))]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.is_file()}
