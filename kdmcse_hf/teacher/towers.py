@@ -39,7 +39,6 @@ class Towers:
         tokenizer: its `model_max_length` is where sentences are cut.
         record: how the towers were made, for the manifest of caches; `None` while they are being made.
         folder: where their folds are.
-        progress: whether embedding shows a bar.
     """
 
     def __init__(
@@ -49,15 +48,12 @@ class Towers:
         record: dict[str, Any] | None = None,
         *,
         folder: Path | None = None,
-        progress: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.record, self.folder = model, tokenizer, record, folder
-        self._encode = SentenceEncoder(
-            model, tokenizer, batch_size=256, max_length=tokenizer.model_max_length, progress=progress
-        )
+        self._encode = SentenceEncoder(model, tokenizer, batch_size=256, max_length=tokenizer.model_max_length)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], *, progress: bool = False) -> "Towers":
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "Towers":
         """Opens the folder that [`Towers.save`] wrote.
 
         Raises:
@@ -75,7 +71,7 @@ class Towers:
             )
         model = KDMCSEModel.from_pretrained(folder, dtype=torch.float32)
         record["name"] = Path(folder).resolve().name  # never the path: caches are shared
-        return cls(model.eval(), load_tokenizer(folder), record, folder=Path(folder), progress=progress)
+        return cls(model.eval(), load_tokenizer(folder), record, folder=Path(folder))
 
     def save(self, folder: str | os.PathLike[str], record: dict[str, Any]) -> None:
         """Writes weights, tokenizer, and last the record.
