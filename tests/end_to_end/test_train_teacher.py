@@ -249,7 +249,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_towers(flags: list[str
     few = [*flags, "--num_train_epochs", "4", "--folds", "2"]
     done = run("train_teacher.py", *few, "--output_dir", str(tmp_path / "straight"))
     assert done.returncode == 0, done.stderr
-    for moment in ("checkpoint-10/trainer_state.json", "fold-1/checkpoint-4/trainer_state.json"):
+    for moment in ("checkpoint-24/trainer_state.json", "fold-1/checkpoint-6/trainer_state.json"):
         command = [sys.executable, str(EXAMPLES / "train_teacher.py"), *few, "--resume_from_checkpoint", "true"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as killed:
             for _ in killed.stdout:
