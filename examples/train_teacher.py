@@ -54,8 +54,10 @@ class ModelArguments:
         default=None, metadata={"help": "A pretrained text encoder to start from; default: a new one, without any."}
     )
     hidden_size: int = field(default=256, metadata={"help": "Width of a new text tower."})
-    num_hidden_layers: int = field(default=2, metadata={"help": "Layers of a new text tower."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout in a new text tower."})
+    num_hidden_layers: int = field(
+        default=0, metadata={"help": "Layers of a new text tower; without any it knows words, not their order."}
+    )
+    dropout: float = field(default=0.3, metadata={"help": "Dropout in a new text tower."})
     projection_dim: int = field(default=256, metadata={"help": "Width of the space that both towers share."})
     normalize_image_features: bool = field(default=False, metadata={"help": "Normalise image features first."})
     max_seq_length: int = field(default=40, metadata={"help": "Tokens after which every text is cut."})

@@ -35,12 +35,12 @@ class TowerTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Captions of a batch."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.1, metadata={"help": "Of all weights but biases and norms."})
-    num_train_epochs: float = field(default=20, metadata={"help": "Passes over all captions, at most."})
+    num_train_epochs: float = field(default=10, metadata={"help": "Passes over all captions, at most."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "See `TrainingArguments`."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 the share of all."})
     patience: int = field(default=3, metadata={"help": "Stop after that many evaluations without a better one."})
-    image_dropout: float = field(default=0.2, metadata={"help": "Share of each picture's features that is dropped."})
-    word_dropout: float = field(default=0.1, metadata={"help": "Share of the words that become the unknown word."})
+    image_dropout: float = field(default=0.5, metadata={"help": "Share of each picture's features that is dropped."})
+    word_dropout: float = field(default=0.2, metadata={"help": "Share of the words that become the unknown word."})
     eval_strategy: str = field(default="epoch", metadata={"help": "See `TrainingArguments`."})
     save_strategy: str = field(default="epoch", metadata={"help": "See `TrainingArguments`."})
     save_total_limit: int | None = field(default=1, metadata={"help": "See `TrainingArguments`."})
@@ -56,8 +56,8 @@ def build_towers(
     image_embed_dim: int,
     text_model: str | None = None,
     hidden_size: int = 256,
-    num_hidden_layers: int = 2,
-    dropout: float = 0.1,
+    num_hidden_layers: int = 0,
+    dropout: float = 0.3,
     projection_dim: int = 256,
     normalize_image_features: bool = False,
 ) -> KDMCSEModel:
@@ -67,7 +67,8 @@ def build_towers(
         tokenizer: its vocabulary, and its `model_max_length` as the longest text.
         image_embed_dim: width of the frozen teacher's image features.
         text_model: a pretrained encoder to start from; `None`: a BERT of the given size with random weights.
-        hidden_size, num_hidden_layers: of that BERT; a head is 64 wide.
+        hidden_size, num_hidden_layers: of that BERT; a head is 64 wide. Without layers it knows words, not their order:
+            cheap, and enough to begin with on some ten thousand captions.
         dropout: of all its layers; a pretrained encoder keeps its own.
         projection_dim: width of the shared space.
         normalize_image_features: whether image features are L2-normalised first.
