@@ -36,7 +36,7 @@ def parse_arguments(types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...
     """
     arguments = list(argv)
     recipe: dict[str, Any] = {}
-    all_types: list[Any] = [*types, _Preset]
+    all_types: list[Any] = [*types, _Preset] if Objective in types else list(types)
     parser = HfArgumentParser(all_types, allow_abbrev=False)
     try:
         while arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
@@ -62,7 +62,7 @@ def parse_arguments(types: Sequence[Any], argv: Sequence[str]) -> tuple[Any, ...
         parser.set_defaults(**{k: str(v) if isinstance(v, (int, float)) else v for k, v in recipe.items()})
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
-        return tuple(parser.parse_args_into_dataclasses(arguments)[:-1])
+        return tuple(parser.parse_args_into_dataclasses(arguments)[: len(types)])
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")  # without the usage of a hundred flags
 

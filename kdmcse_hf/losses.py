@@ -69,7 +69,7 @@ def noisy_negatives(similarity: Tensor, threshold: Tensor | float, positives: Te
     return (similarity > threshold) & ~positive_mask(positives, similarity.shape[1])
 
 
-def info_nce(cosine: Tensor, positives: Tensor, temperature: float, masked: Tensor | None = None) -> Tensor:
+def info_nce(cosine: Tensor, positives: Tensor, temperature: Tensor | float, masked: Tensor | None = None) -> Tensor:
     """InfoNCE (SimCSE, equation 1), mean over anchors and views: a scalar >= 0.
 
     Args:

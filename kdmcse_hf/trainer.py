@@ -101,7 +101,7 @@ class KDMCSETrainer(Trainer):
             raise ValueError(
                 "A batch of one sentence has no negatives: use `per_device_train_batch_size` of 2 or more."
             )
-        self.add_callback(_SetEpoch(self.sampler, args.gradient_accumulation_steps))
+        self.add_callback(SetEpoch(self.sampler, args.gradient_accumulation_steps))
         self.term_log = TermLog()
         self._best_step: int | None = None  # where the weights are the best checkpoint's, not the last step's
 
@@ -287,7 +287,7 @@ class KDMCSETrainer(Trainer):
         return f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
 
 
-class _SetEpoch(TrainerCallback):
+class SetEpoch(TrainerCallback):
     """Tells the sampler which epoch begins; accelerate does not reach a wrapped batch sampler when a run resumes."""
 
     def __init__(self, sampler: ScheduledBatchSampler, accumulation_steps: int) -> None:

@@ -6,4 +6,5 @@ extraction_plan -> extraction                   asking it, in shards, on any num
 shard -> cache_writer -> cache                  what it said, on disk
 feature_file, feature_import, json_import       what somebody else's teacher said
 pairs                                           what training sees of a cache
+tower_training -> towers                        a teacher of our own, made of image features and captions
 """

@@ -25,6 +25,7 @@ class TeacherPairs:
         image_assignment: `"paired"` as the cache has it; as controls, `"shuffled"` (the images change places, so the
             captions of one image still share one) or `"random"` (every caption draws its own image).
         seed: of every draw.
+        images: keep only the captions of these image rows.
 
     Raises:
         ValueError: an unknown choice, or more pairs asked for than there are.
@@ -38,6 +39,7 @@ class TeacherPairs:
         max_pairs: int | None = None,
         image_assignment: ImageAssignment = "paired",
         seed: int = 0,
+        images: NDArray[np.int64] | None = None,
     ) -> None:
         for name, value, choices in (
             ("captions_per_image", captions_per_image, ("one", "all")),
@@ -52,6 +54,8 @@ class TeacherPairs:
         image_rows = cache.captions.with_format("numpy")["image_row"][:].astype(np.int64)
         unread = np.isin(image_rows, cache.skipped_images)
         unread[cache.skipped_captions] = True
+        if images is not None:
+            unread |= ~np.isin(image_rows, images)
         rows = np.flatnonzero(~unread)
         if captions_per_image == "one":
             shuffled = rng.permutation(rows)
@@ -61,11 +65,11 @@ class TeacherPairs:
             if not 1 <= max_pairs <= len(rows):
                 raise ValueError(f"`max_pairs` is {max_pairs:,}: expected 1 to {len(rows):,}, the number of pairs.")
             rows = np.sort(rng.choice(rows, size=max_pairs, replace=False))
-        images = np.setdiff1d(np.arange(len(cache.images)), cache.skipped_images)
+        readable = np.setdiff1d(np.arange(len(cache.images)), cache.skipped_images)
         if image_assignment == "shuffled":
-            image_rows = rng.permutation(images)[np.searchsorted(images, image_rows[rows])]
+            image_rows = rng.permutation(readable)[np.searchsorted(readable, image_rows[rows])]
         elif image_assignment == "random":
-            image_rows = rng.choice(images, size=len(rows))
+            image_rows = rng.choice(readable, size=len(rows))
         else:
             image_rows = image_rows[rows]
         self.caption_rows: NDArray[np.int64] = rows
