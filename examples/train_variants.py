@@ -9,16 +9,18 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from train_kdmcse import main as train
 from transformers import HfArgumentParser
 
-from kdmcse_hf import KDMCSETrainer
+from kdmcse_hf import KDMCSETrainer, TeacherCache
 from kdmcse_hf.losses import cosine_matrix
+from kdmcse_hf.modeling_kdmcse import KDMCSEOutput
 from kdmcse_hf.objective import (
     Objective,
     ObjectiveOutput,
@@ -27,6 +29,7 @@ from kdmcse_hf.objective import (
     compute_objective,
     teacher_similarity,
 )
+from kdmcse_hf.teacher.towers import Towers
 
 
 @dataclass
@@ -41,6 +44,15 @@ class Variant:
     dropped_positives: float = field(
         default=0.0, metadata={"help": "Share of a batch's pairs, least alike to the teacher, without grounding terms."}
     )
+    sentence_teacher: str | None = field(
+        default=None, metadata={"help": "Towers of train_teacher.py, with the student's tokenizer, for text batches."}
+    )
+    sentence_distillation_weight: float = field(
+        default=0.0, metadata={"help": "Weight of that teacher's soft labels for the sentences of a text batch."}
+    )
+    pseudo_pairs: bool = field(
+        default=False, metadata={"help": "Give each plain sentence the picture that this teacher finds nearest."}
+    )
     weight_schedule: Literal["constant", "rising", "falling"] = field(
         default="constant", metadata={"help": "Of the cross-modal weight, which stays the same on average."}
     )
@@ -54,12 +66,53 @@ class VariantTrainer(KDMCSETrainer):
 
     variant = Variant()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sentences: SentenceTeacher | None = None
+        if self.variant.sentence_teacher:
+            self._sentences = SentenceTeacher(self.variant.sentence_teacher, self.train_dataset.pairs.teacher.cache)
+        elif self.variant.sentence_distillation_weight or self.variant.pseudo_pairs:
+            raise ValueError("`--sentence_teacher` is missing: plain sentences have no other teacher.")
+
+    def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[PairEmbeddings, KDMCSEOutput]:
+        if self._sentences is None or "image_ids" in inputs:
+            return super()._embed(model, inputs)
+        sentences = self._sentences(inputs)
+        if self.variant.pseudo_pairs:
+            inputs = {**inputs, "teacher_image_embeds": self._sentences.nearest_pictures(sentences)}
+        anchors, outputs = super()._embed(model, inputs)
+        return dataclasses.replace(anchors, teacher_text=sentences), outputs
+
+    def _score_sentences(self, objective: Objective, anchors: PairEmbeddings) -> ObjectiveOutput:
+        """A text batch; with pseudo-pairs, its pictures and sentences as a paired one, without the caption term."""
+        terms = ("image",) if self.variant.pseudo_pairs else ()
+        result = compute_objective(_terms(objective, *terms), anchors)
+        weight = self.variant.sentence_distillation_weight
+        return self._with_soft_labels(result, objective, anchors, "text_text", weight, "sentence_distillation_loss")
+
+    def _with_soft_labels(
+        self,
+        result: ObjectiveOutput,
+        objective: Objective,
+        anchors: PairEmbeddings,
+        source: str,
+        weight: float,
+        name: str,
+    ) -> ObjectiveOutput:
+        if not weight:
+            return result
+        soft = soft_labels(
+            cosine_matrix(anchors.text[:, 0], anchors.text[:, -1]) / objective.temperature,
+            teacher_similarity(source, anchors, anchors) / self.variant.distillation_temperature,
+        )
+        return ObjectiveOutput(result.loss + weight * soft, {**result.terms, name: soft}, result.rates)
+
     def _score(self, anchors: PairEmbeddings) -> ObjectiveOutput:
         if self.args.world_size > 1:
             raise ValueError(f"{self.args.world_size} processes: the variants are written for one.")
         variant, objective = self.variant, self._scheduled()
-        if anchors.grounded is None:
-            return compute_objective(objective, anchors)
+        if anchors.image_ids is None:
+            return self._score_sentences(objective, anchors)
         text = compute_objective(_terms(objective), anchors)
         grounding = _kept(anchors, variant.dropped_positives)
         candidates = _all_rows(anchors, variant.dropped_positives)
@@ -72,14 +125,15 @@ class VariantTrainer(KDMCSETrainer):
             backward = _from_targets(objective, term, anchors)
             result.terms[f"{term}_backward_loss"] = backward
             loss = loss + variant.symmetric_weight * objective.cross_modal_weight * backward
-        if variant.distillation_weight:
-            soft = soft_labels(
-                cosine_matrix(anchors.text[:, 0], anchors.text[:, -1]) / objective.temperature,
-                teacher_similarity(variant.distillation_source, anchors, anchors) / variant.distillation_temperature,
-            )
-            result.terms["distillation_loss"] = soft
-            loss = loss + variant.distillation_weight * soft
-        return ObjectiveOutput(loss=loss, terms=result.terms, rates=result.rates)
+        result = ObjectiveOutput(loss, result.terms, result.rates)
+        return self._with_soft_labels(
+            result,
+            objective,
+            anchors,
+            variant.distillation_source,
+            variant.distillation_weight,
+            "distillation_loss",
+        )
 
     def _scheduled(self) -> Objective:
         done = self.state.global_step / max(1, self.state.max_steps)
@@ -106,6 +160,31 @@ class VariantTrainer(KDMCSETrainer):
             teacher_text=None if anchors.teacher_text is None else text,
             image_ids=None if anchors.image_ids is None else tensors["image_ids"],
         )
+
+
+class SentenceTeacher:
+    """Towers that read the student's own token ids, and the pictures of a cache in their space."""
+
+    def __init__(self, folder: str, cache: TeacherCache) -> None:
+        self.towers = Towers.from_pretrained(folder)
+        self.pictures = torch.from_numpy(cache.image_features.rows(np.arange(len(cache.images)))).float()
+        if self.pictures.shape[1] != self.towers.width:
+            raise ValueError(
+                f"{cache.folder} has image features of width {self.pictures.shape[1]}, the towers in {folder} of width "
+                f"{self.towers.width}: use a cache that these towers made."
+            )
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, P) unit vectors of a batch of token ids."""
+        model = self.towers.model.to(inputs["input_ids"].device)
+        pooled = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
+        return F.normalize(model.grounding_head(pooled).float(), dim=-1)
+
+    def nearest_pictures(self, sentences: Tensor) -> Tensor:
+        """(B, P) the features of each sentence's nearest picture."""
+        pictures = self.pictures.to(sentences.device)
+        return pictures[(sentences @ F.normalize(pictures, dim=-1).T).argmax(dim=1)]
 
 
 def soft_labels(student: Tensor, teacher: Tensor) -> Tensor:
