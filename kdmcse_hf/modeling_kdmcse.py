@@ -313,7 +313,7 @@ class KDMCSEModel(PreTrainedModel):
                 "This model was not loaded from a folder or the Hub, so it has no tokenizer: give `encode` one "
                 "(`tokenizer=...`)."
             )
-        from transformers import AutoTokenizer  # half as slow to import as all the rest, and not always needed
+        from transformers import AutoTokenizer  # here, for importing it takes time and not all need it
 
         name, where = self._origin
         try:
