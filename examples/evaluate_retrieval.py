@@ -14,33 +14,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModel
 
-import kdmcse_hf  # noqa: F401  (registers KDMCSEModel with AutoModel)
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.retrieval import evaluate_retrieval
 from kdmcse_hf.teacher.cache import TeacherCache
-from kdmcse_hf.tokenizer import load_tokenizer
 
 
 def main(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model or any AutoModel encoder")
+    parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model, a release, or any encoder")
     parser.add_argument("--teacher_cache", required=True, help="cache of held-out pictures and captions")
     parser.add_argument("--output_json", type=Path, help="where to write {direction: {r@1: ..., ...}, ...}")
-    parser.add_argument("--pooling", choices=["cls", "mean"], help="for plain encoders (default: cls, as the papers)")
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="of an encoder that does not say (default: cls)")
+    parser.add_argument("--batch_size", type=int, help="sentences a forward pass (default: as many as suit)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.output_json and not args.output_json.parent.is_dir():
         parser.exit(2, f"{parser.prog}: the folder of --output_json does not exist: {args.output_json.parent}\n")
 
     cache = TeacherCache(args.teacher_cache)
-    model = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device)
-    encoder = SentenceEncoder(
-        model,
-        load_tokenizer(args.model_name_or_path),
-        pooling=args.pooling or getattr(model.config, "pooling", "cls"),
+    encoder = SentenceEncoder.from_pretrained(
+        args.model_name_or_path,
+        device=args.device,
+        pooling=args.pooling,
         batch_size=args.batch_size,
     )
     print(f"{args.model_name_or_path}: sentence vector by {encoder.pooling} pooling")

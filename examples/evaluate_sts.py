@@ -12,27 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModel
 
-import kdmcse_hf  # noqa: F401  (registers KDMCSEModel with AutoModel)
 from kdmcse_hf.checkpoint import save_sts_results
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.significance import spearman_intervals
 from kdmcse_hf.sts import TASKS, evaluate_sts, load_sts, sts_cosines
-from kdmcse_hf.tokenizer import load_tokenizer
 
 
 def main(argv: Sequence[str]) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model or any AutoModel encoder")
+    parser.add_argument("--model_name_or_path", required=True, help="a KDMCSE model, a release, or any encoder")
     parser.add_argument("--sts_dir", required=True, help="folder with STS/ and SICK/ in SentEval's layout")
     parser.add_argument("--output_json", type=Path, help="where to write {task: score, ..., avg: score}")
     parser.add_argument("--intervals", action="store_true", help="print 95 %% bootstrap intervals, too")
     parser.add_argument("--record", action="store_true", help="keep the scores in the model's folder, for its card")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
-    parser.add_argument("--pooling", choices=["cls", "mean"], help="for plain encoders (default: cls, as the papers)")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--pooling", choices=["cls", "mean"], help="of an encoder that does not say (default: cls)")
+    parser.add_argument("--batch_size", type=int, help="sentences a forward pass (default: as many as suit)")
+    parser.add_argument("--max_seq_length", type=int, help="where to cut (default: the model's own limit)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.output_json and not args.output_json.parent.is_dir():
@@ -40,11 +37,10 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if args.record and not Path(args.model_name_or_path, "model.safetensors").is_file():
         parser.exit(2, f"{parser.prog}: --record needs a saved model, not {args.model_name_or_path}\n")
 
-    model = AutoModel.from_pretrained(args.model_name_or_path, dtype=torch.float32).to(args.device)
-    encoder = SentenceEncoder(
-        model,
-        load_tokenizer(args.model_name_or_path),
-        pooling=args.pooling or getattr(model.config, "pooling", "cls"),
+    encoder = SentenceEncoder.from_pretrained(
+        args.model_name_or_path,
+        device=args.device,
+        pooling=args.pooling,
         batch_size=args.batch_size,
         max_length=args.max_seq_length,
         progress=True,

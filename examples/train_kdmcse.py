@@ -27,7 +27,8 @@ from kdmcse_hf.tokenizer import load_tokenizer
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str = field(metadata={"help": "An encoder or a KDMCSE checkpoint: a folder or a Hub name."})
+    model_name_or_path: str = field(metadata={"help": "An encoder, a KDMCSE checkpoint or a release: folder or name."})
+    revision: str | None = field(default=None, metadata={"help": "Of a Hub name: branch, tag or commit."})
     pooling: str = field(default="cls", metadata={"help": "The sentence vector: cls or mean."})
     projection_dim: int = field(default=256, metadata={"help": "Width of the space shared with the teacher."})
     normalize_teacher_embeds: bool = field(default=False, metadata={"help": "Normalise features before the heads."})
@@ -63,7 +64,8 @@ def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer
         raise ValueError(f"{newest} exists: add `--resume_from_checkpoint true`, or choose another --output_dir.")
 
     # 1. Data: sentences, and captions with what the teacher said of them
-    tokenizer = load_tokenizer(model_args.model_name_or_path)
+    hub = {"revision": model_args.revision} if model_args.revision else {}
+    tokenizer = load_tokenizer(model_args.model_name_or_path, **hub)
     text = pairs = None
     with args.main_process_first(desc="tokenising"):  # the other processes read what it cached
         if data_args.text_dataset:
@@ -100,6 +102,7 @@ def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer
         projection_dim=model_args.projection_dim,
         normalize_teacher_embeds=model_args.normalize_teacher_embeds,
         pooling=model_args.pooling,
+        **hub,
     )
 
     # 3. Train; the best checkpoint on STS-B dev, or the last one, ends up in output_dir

@@ -1,9 +1,14 @@
-"""Gathering rows from all processes, with gradients."""
+"""Several processes: gathering their rows with gradients, and working on one folder together."""
 
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor
 
 
@@ -34,3 +39,28 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered
+
+
+def processes() -> PartialState:
+    """The processes that `accelerate launch` or `torchrun` started, or the only one."""
+    return PartialState(
+        # Without it, accelerate takes each of several processes without an accelerator for the only one.
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available(),
+        # A process may wait for the slowest one for as long as that takes.
+        timeout=datetime.timedelta(days=7),
+    )
+
+
+@contextmanager
+def together(state: PartialState) -> Iterator[None]:
+    """Waits for all processes behind the block, and raises on all what one of them raised in it."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if state.num_processes > 1:
+        said = gather_object([None if error is None else f"Process {state.process_index + 1} stopped: {error}"])
+        error = error or next((ValueError(message) for message in said if message), None)
+    if error is not None:
+        raise error

@@ -1,16 +1,25 @@
-"""Sentences in, vectors out: the one way in which the package embeds text."""
+"""Sentences in, vectors out, of any encoder: the one way in which the package embeds text."""
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdmcse_hf.configuration_kdmcse import POOLINGS
+from kdmcse_hf.modeling_kdmcse import embed_sentences, optional_file, released_checkpoint, token_limit
+from kdmcse_hf.release import POOLING_FILE, POOLING_SWITCHES
+from kdmcse_hf.tokenizer import load_tokenizer
+
+# Parts of a sentence-transformers model that leave a vector's direction as it is.
+_HARMLESS_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 class SentenceEncoder:
@@ -20,8 +29,9 @@ class SentenceEncoder:
         model: a [`KDMCSEModel`], whose config says what the sentence vector is, or any encoder of `AutoModel`.
         tokenizer: the model's.
         pooling: `"cls"` or `"mean"`; needed for, and only for, a model whose config does not say.
-        batch_size: sentences a forward pass.
-        max_length: tokens after which a sentence is cut; never more than the tokenizer's own limit.
+        batch_size: sentences a forward pass; by default as many as suit their length and the device.
+        max_length: tokens after which a sentence is cut; by default, and at most, what tokenizer and encoder take.
+        normalize: whether to scale each vector to length 1.
         progress: whether to show a progress bar.
     """
 
@@ -31,64 +41,121 @@ class SentenceEncoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         pooling: str | None = None,
-        batch_size: int = 64,
-        max_length: int = 128,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        normalize: bool = False,
         progress: bool = False,
     ) -> None:
-        configured = getattr(model.config, "pooling", None)
-        if pooling is not None and configured is not None and pooling != configured:
+        for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 3)):
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` is {value}: expected at least {least}.")
+        self._configured = getattr(model.config, "pooling", None)
+        if pooling is not None and self._configured is not None and pooling != self._configured:
             raise ValueError(
-                f"`pooling={pooling!r}`, but the model's config says {configured!r}: leave `pooling` out, so that the "
-                "vectors are those that the model was trained and scored with."
+                f"`pooling={pooling!r}`, but the model's config says {self._configured!r}: leave `pooling` out, so "
+                "that the vectors are those that the model was trained and scored with."
             )
-        self.pooling = pooling or configured
+        self.pooling = pooling or self._configured
         if self.pooling not in POOLINGS:
             raise ValueError(
                 f"`pooling` is {self.pooling!r}: a {type(model).__name__} does not say how its sentence vector is "
                 f"pooled, so choose one of {', '.join(map(repr, POOLINGS))}."
             )
         self.model, self.tokenizer = model, tokenizer
-        self.batch_size, self.progress = batch_size, progress
-        self.max_length = min(max_length, tokenizer.model_max_length)
+        self.batch_size, self.normalize, self.progress = batch_size, normalize, progress
+        limit = token_limit(model, tokenizer)
+        self.max_length = limit if max_length is None else min(max_length, limit)
 
-    def __call__(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """(N, H) float32, row i for sentence i; not normalised.
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        pooling: str | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> "SentenceEncoder":
+        """The encoder of a folder or Hub name, in float32.
+
+        A KDMCSE checkpoint says how its vector is pooled, and a release contains one, which is taken. Of other
+        encoders, sentence-transformers' files say it, and after how many tokens to cut; without such files, `pooling`
+        is `"cls"`, as in the papers, unless it is given.
+
+        Args:
+            model_name_or_path: a KDMCSE model, a release of one, or any encoder of `AutoModel`.
+            revision: branch, tag or commit of a Hub name.
+            device: where to compute.
+            pooling, max_length, kwargs: as of the class.
+
+        Raises:
+            ValueError: `pooling` is not the model's own, or its vectors are made in a way that is unknown here.
+        """
+        where = {} if revision is None else {"revision": revision}
+        subfolder = released_checkpoint(model_name_or_path, **where)
+        if subfolder is not None:
+            where["subfolder"] = subfolder
+        model = AutoModel.from_pretrained(model_name_or_path, dtype=torch.float32, **where).to(device)
+        if getattr(model.config, "pooling", None) is None:
+            own, own_length = _sentence_transformers(model_name_or_path, **where)
+            if None not in (own, pooling) and own != pooling:
+                raise ValueError(
+                    f"`pooling={pooling!r}`, but {POOLING_FILE} of {str(model_name_or_path)!r} says {own!r}: leave "
+                    "`pooling` out."
+                )
+            pooling = pooling or own or "cls"
+            max_length = own_length if max_length is None else max_length
+        tokenizer = load_tokenizer(model_name_or_path, **where)
+        return cls(model, tokenizer, pooling=pooling, max_length=max_length, **kwargs)
+
+    def __call__(
+        self, sentences: str | Sequence[str], *, advance: Callable[[int], Any] | None = None
+    ) -> NDArray[np.float32]:
+        """(N, H) float32, row i for sentence i; (H,) for one text.
+
+        Args:
+            sentences: N texts, or one.
+            advance: told how many sentences are done after each forward pass, in place of the progress bar.
 
         Raises:
             ValueError: an empty sentence, named by its index.
         """
-        for index, sentence in enumerate(sentences):
-            if not sentence.strip():
-                raise ValueError(
-                    f"Sentence {index} is empty ({sentence!r}): an empty sentence has no meaning to embed."
-                )
-        vectors = np.zeros((len(sentences), self.model.config.hidden_size), dtype=np.float32)
-        if not len(sentences):
-            return vectors
-        encodings = self.tokenizer(list(sentences), truncation=True, max_length=self.max_length, padding=False)
-        # Longest first: if memory runs out, it does so at once.
-        order = sorted(range(len(sentences)), key=lambda row: -len(encodings["input_ids"][row]))
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            starts = range(0, len(order), self.batch_size)
-            for start in tqdm(starts, desc="Embedding", unit="batch", disable=not self.progress):
-                chunk = order[start : start + self.batch_size]
-                batch = {key: [values[row] for row in chunk] for key, values in encodings.items()}
-                vectors[chunk] = self._forward(self.tokenizer.pad(batch, return_tensors="pt")).float().cpu().numpy()
-        finally:
-            self.model.train(was_training)
-        return vectors
+        texts = [sentences] if isinstance(sentences, str) else sentences
+        show = self.progress and advance is None
+        with tqdm(total=len(texts), desc="Embedding", unit=" sentences", disable=not show) as bar:
+            vectors = embed_sentences(
+                self.model,
+                self.tokenizer,
+                texts,
+                pooling=self.pooling if self._configured is None else None,
+                batch_size=self.batch_size,
+                max_length=self.max_length,
+                advance=advance or bar.update,
+            )
+        if self.normalize:
+            vectors = F.normalize(vectors, dim=-1)
+        found: NDArray[np.float32] = (vectors[0] if isinstance(sentences, str) else vectors).numpy()
+        return found
 
-    @torch.inference_mode()
-    def _forward(self, batch: Any) -> Tensor:
-        batch = batch.to(self.model.device)
-        output = self.model(**batch)
-        if getattr(self.model.config, "pooling", None) is not None:
-            vectors: Tensor = output.pooler_output
-            return vectors
-        hidden: Tensor = output.last_hidden_state
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        mask: Tensor = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+
+def _sentence_transformers(model_name_or_path: str | os.PathLike[str], **where: Any) -> tuple[str | None, int | None]:
+    """Pooling and token limit, as far as sentence-transformers' own files say them."""
+
+    def read(file: str) -> Any:
+        path = optional_file(model_name_or_path, file, **where)
+        return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in read("modules.json") or []]
+    odd = [kind for kind in kinds if kind not in _HARMLESS_MODULES]
+    said = read(POOLING_FILE)
+    names = {switch: name for name, switch in POOLING_SWITCHES.items()}
+    modes = [names.get(key, key) for key, on in said.items() if key.startswith("pooling_mode_") and on is True]
+    modes += [said["pooling_mode"]] if "pooling_mode" in said else []  # as newer releases write it
+    if odd or (said and (len(modes) != 1 or modes[0] not in POOLINGS)):
+        found = f"modules.json lists {', '.join(odd)}" if odd else f"{POOLING_FILE} says {modes}"
+        raise ValueError(
+            f"{str(model_name_or_path)!r} makes its sentence vectors in a way that is unknown here: {found}, and only "
+            f"the poolings {', '.join(POOLINGS)} of a Transformer are known. Use sentence-transformers for it."
+        )
+    return modes[0] if modes else None, read("sentence_bert_config.json").get("max_seq_length")

@@ -19,7 +19,7 @@ from kdmcse_hf import __version__
 from kdmcse_hf.checkpoint import RECORD_FILE, RECORDED, load_sts_results, save_sts_results
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.golden import make_golden
-from kdmcse_hf.modeling_kdmcse import KDMCSEModel
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel, token_limit
 from kdmcse_hf.release import (
     CARD,
     CHECKPOINT,
@@ -170,14 +170,7 @@ def _write_tokenizers(folder: Path, model: KDMCSEModel, tokenizer: PreTrainedTok
 
 
 def _max_length(model: KDMCSEModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    limits = [tokenizer.model_max_length]
-    positions = getattr(model.config.text_config, "max_position_embeddings", None) or -1
-    if positions > 0:  # XLNet says -1
-        limits.append(positions)
-    for name, module in model.encoder.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there
-    limit = min(limits)
+    limit = token_limit(model.encoder, tokenizer)
     if wanted is not None and not 2 < wanted <= limit:
         raise ValueError(f"`max_length` is {wanted}: expected 3 to {limit}, the most that encoder and tokenizer take.")
     return min(limit, MAX_LENGTH) if wanted is None else wanted

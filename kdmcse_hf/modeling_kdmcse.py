@@ -3,17 +3,33 @@
 import inspect
 import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file, is_offline_mode  # type: ignore[attr-defined]
 
 from .configuration_kdmcse import KDMCSEConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.get_logger(__name__)
+
+RELEASED_CHECKPOINT = "kdmcse"
+"""Folder of a release in which the training checkpoint lies, beside the plain encoder."""
+_ORIGIN = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+# Padded tokens of a forward pass, if the caller does not say how many rows: on a CPU, more leave its caches.
+_TOKENS_ON_CPU, _TOKENS = 1024, 65536
+_ROWS = 16  # of which there is a multiple: such matrices are multiplied faster
+_CHUNK = 16384  # sentences that are tokenised, and sorted by length, together
 
 
 @dataclass
@@ -98,7 +114,21 @@ class KDMCSEModel(PreTrainedModel):
         if self.image_projection is not None or self.caption_projection is not None:
             self.grounding_head = Projection(hidden_size, projection_dim)
         self._accepts_token_type_ids = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self._origin: tuple[str | os.PathLike[str], dict[str, Any]] | None = None  # where its tokenizer is found
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in `PreTrainedModel`; [`KDMCSEModel.encode`] then finds the tokenizer there, too."""
+        origin = {name: kwargs[name] for name in _ORIGIN if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model._origin = pretrained_model_name_or_path, origin
+        return loaded
 
     @classmethod
     def from_encoder(
@@ -115,7 +145,7 @@ class KDMCSEModel(PreTrainedModel):
         """A model to train, in float32: new heads on a plain encoder, or a KDMCSE checkpoint with the heads it has.
 
         Args:
-            model_name_or_path: a folder or Hub name.
+            model_name_or_path: a folder or Hub name. Of a release, the training checkpoint in it is taken.
             image_embed_dim, caption_embed_dim, projection_dim, normalize_teacher_embeds, pooling: as in
                 [`KDMCSEConfig`]. For a KDMCSE checkpoint they must agree with the checkpoint's own.
             kwargs: passed to `from_pretrained` (`revision`, `token`, `attn_implementation`, ...).
@@ -132,6 +162,12 @@ class KDMCSEModel(PreTrainedModel):
         }
         # float32 whatever the file holds: optimizer steps are lost in bfloat16 weights.
         kwargs = {"dtype": torch.float32, **kwargs}
+        if "subfolder" not in kwargs and (subfolder := released_checkpoint(model_name_or_path, **kwargs)):
+            kwargs["subfolder"] = subfolder
+            logger.warning(
+                f"{str(model_name_or_path)!r} is a release: training starts from the checkpoint in its folder "
+                f"{subfolder!r}, with the heads that it has. For new heads, save its plain encoder elsewhere."
+            )
         config_kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "attn_implementation")}
         config = AutoConfig.from_pretrained(model_name_or_path, **config_kwargs)
         if config.model_type == cls.config_class.model_type:
@@ -148,7 +184,9 @@ class KDMCSEModel(PreTrainedModel):
         # The very config object that the encoder's layers hold, so that `set_attn_implementation` reaches them. A new
         # config would reset theirs unless it names one.
         attention = encoder.config._attn_implementation
-        return cls(KDMCSEConfig(text_config=encoder.config, attn_implementation=attention, **wanted), encoder=encoder)
+        model = cls(KDMCSEConfig(text_config=encoder.config, attn_implementation=attention, **wanted), encoder=encoder)
+        model._origin = model_name_or_path, {name: kwargs[name] for name in _ORIGIN if name in kwargs}
+        return model
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -196,7 +234,7 @@ class KDMCSEModel(PreTrainedModel):
                 if isinstance(value, Tensor):
                     inputs[name] = value.repeat_interleave(num_views, dim=0)
         hidden = self.encoder(**inputs, return_dict=True)
-        pooled = self._pool(hidden.last_hidden_state, inputs["attention_mask"])
+        pooled = pool(hidden.last_hidden_state, inputs["attention_mask"], self.config.pooling)
 
         if num_views is None:
             output = KDMCSEOutput(
@@ -222,13 +260,73 @@ class KDMCSEModel(PreTrainedModel):
             )
         return output.to_tuple() if return_dict is False else output
 
-    def _pool(self, last_hidden_state: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if self.config.pooling == "cls":
-            return last_hidden_state[:, 0]
-        if attention_mask is None:
-            return last_hidden_state.mean(dim=1)
-        mask = attention_mask.unsqueeze(-1).to(last_hidden_state.dtype)
-        return (last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        normalize: bool = False,
+        convert_to_tensor: bool = False,
+        progress: bool = False,
+    ) -> Any:
+        """Sentence embeddings, row i for sentence i, in batches of similar length and without dropout.
+
+        Args:
+            sentences: N texts, none empty; or one text.
+            tokenizer: by default the one that lies where the model was loaded from.
+            batch_size: sentences a forward pass; by default as many as suit their length and the device.
+            max_length: tokens after which a sentence is cut; by default, and at most, what tokenizer and encoder take.
+            normalize: whether to scale each embedding to length 1.
+            convert_to_tensor: return a tensor on the model's device instead of a numpy array.
+            progress: whether to show a progress bar.
+
+        Returns:
+            (N, H) float32, or (H,) for one text.
+
+        Raises:
+            ValueError: an empty sentence, named by its index, or no tokenizer.
+        """
+        if tokenizer is None:
+            tokenizer = self._tokenizer = self._tokenizer or self._load_tokenizer()
+        texts = [sentences] if isinstance(sentences, str) else sentences
+        with logging.tqdm(total=len(texts), desc="Embedding", unit=" sentences", disable=not progress) as bar:
+            vectors = embed_sentences(
+                self, tokenizer, texts, batch_size=batch_size, max_length=max_length, advance=bar.update
+            )
+        vectors = F.normalize(vectors, dim=-1) if normalize else vectors
+        vectors = vectors[0] if isinstance(sentences, str) else vectors
+        return vectors.to(self.device) if convert_to_tensor else vectors.numpy()
+
+    @staticmethod
+    def similarity(first: Any, second: Any) -> Any:
+        """Cosines (N, M) of embeddings (N, H) and (M, H), arrays or tensors; the result is as `first` is."""
+        a, b = torch.as_tensor(first), torch.as_tensor(second)
+        b = b.to(a.device, torch.promote_types(a.dtype, b.dtype))
+        cosines = F.normalize(torch.atleast_2d(a).to(b.dtype), dim=-1) @ F.normalize(torch.atleast_2d(b), dim=-1).T
+        return cosines if isinstance(first, Tensor) else cosines.numpy()
+
+    def _load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        if self._origin is None:
+            raise ValueError(
+                "This model was not loaded from a folder or the Hub, so it has no tokenizer: give `encode` one "
+                "(`tokenizer=...`)."
+            )
+        from transformers import AutoTokenizer  # here, for importing it takes time and not all need it
+
+        name, where = self._origin
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **where)
+            if len(tokenizer) <= len(tokenizer.all_special_tokens):
+                # transformers 5 makes an empty tokenizer of the encoder's type where the folder has no files
+                raise ValueError("it has no vocabulary")
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(
+                f"No tokenizer could be loaded from {str(name)!r}, where the model comes from ({type(error).__name__}: "
+                f"{error}). Save one there, or give it to `encode` (`tokenizer=...`)."
+            ) from error
+        return tokenizer
 
     def _project(self, projection: Projection | None, features: Tensor | None, kind: str) -> Tensor | None:
         if features is None:
@@ -245,6 +343,120 @@ class KDMCSEModel(PreTrainedModel):
             features = F.normalize(features, dim=-1)
         projected: Tensor = projection(features)
         return projected
+
+
+def embed_sentences(
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    sentences: Sequence[str],
+    *,
+    pooling: str | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    advance: Callable[[int], Any] = lambda rows: None,
+) -> Tensor:
+    """(N, H) float32 on the CPU: what [`KDMCSEModel.encode`] gives, of any encoder.
+
+    Args:
+        model, tokenizer, sentences, batch_size, max_length: as there. Where memory runs out on an accelerator, batches
+            are halved.
+        pooling: of the last hidden states; `None` for a model whose `pooler_output` is the embedding.
+        advance: told how many rows are done after each forward pass.
+
+    Raises:
+        ValueError: an empty sentence, named by its index.
+    """
+    for index, sentence in enumerate(sentences):
+        if not sentence.strip():
+            raise ValueError(f"Sentence {index} is empty ({sentence!r}): an empty sentence has no meaning to embed.")
+    limit = token_limit(model, tokenizer)
+    limit = min(limit, max_length) if max_length is not None else limit
+    tokens, least = _TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, _ROWS
+    vectors = torch.zeros(len(sentences), model.config.hidden_size)
+    was_training = model.training
+    model.eval()
+    try:
+        for first in range(0, len(sentences), _CHUNK):
+            texts = list(sentences[first : first + _CHUNK])
+            encodings = tokenizer(texts, truncation=True, max_length=limit, padding=False)
+            lengths = [len(ids) for ids in encodings["input_ids"]]
+            # Longest first: if memory runs out, it does so at once.
+            rows = sorted(range(len(texts)), key=lambda row: -lengths[row])
+            while rows:
+                chunk = rows[: batch_size or max(least, tokens // lengths[rows[0]] // least * least)]
+                batch = tokenizer.pad(
+                    {name: [values[row] for row in chunk] for name, values in encodings.items()}, return_tensors="pt"
+                )
+                try:
+                    found = _embed(model, batch.to(model.device), pooling)
+                except torch.OutOfMemoryError:
+                    if len(chunk) == 1:
+                        raise
+                    batch_size = None if batch_size is None else len(chunk) // 2
+                    tokens, least = len(chunk) // 2 * lengths[chunk[0]], 1
+                    torch.accelerator.empty_cache()
+                    continue
+                vectors[[first + row for row in chunk]] = found
+                rows = rows[len(chunk) :]
+                advance(len(chunk))
+    finally:
+        model.train(was_training)
+    return vectors
+
+
+@torch.inference_mode()
+def _embed(model: PreTrainedModel, batch: Any, pooling: str | None) -> Tensor:
+    output = model(**batch)
+    if pooling is None:
+        vectors: Tensor = output.pooler_output
+    else:
+        vectors = pool(output.last_hidden_state, batch["attention_mask"], pooling)
+    return vectors.float().cpu()
+
+
+def pool(last_hidden_state: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+    """(B, L, H) -> (B, H): the first token's vector (`"cls"`), or the mean over the mask."""
+    if pooling == "cls":
+        return last_hidden_state[:, 0]
+    if attention_mask is None:
+        return last_hidden_state.mean(dim=1)
+    mask = attention_mask.unsqueeze(-1).to(last_hidden_state.dtype)
+    return (last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+
+
+def token_limit(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The most tokens of a sentence that tokenizer and encoder take."""
+    limits = [tokenizer.model_max_length]
+    config = getattr(model.config, "text_config", model.config)
+    positions = getattr(config, "max_position_embeddings", None) or -1
+    if positions > 0:  # XLNet says -1
+        limits.append(positions)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there
+    return min(limits)
+
+
+def released_checkpoint(model_name_or_path: str | os.PathLike[str], **where: Any) -> str | None:
+    """The subfolder with the training checkpoint, if this is a release; arguments are of [`optional_file`]."""
+    found = optional_file(model_name_or_path, f"{RELEASED_CHECKPOINT}/config.json", **where)
+    return None if found is None else RELEASED_CHECKPOINT
+
+
+def optional_file(model_name_or_path: str | os.PathLike[str], file: str, **where: Any) -> str | None:
+    """The path of a file of a folder or Hub name (`revision`, `token`, ...), or `None` if it has no such file.
+
+    Raises:
+        OSError: the Hub cannot be asked. Offline, what is in the cache is all that there is.
+    """
+    found: str | None = cached_file(
+        model_name_or_path,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=not is_offline_mode(),
+        **{name: value for name, value in where.items() if name in _ORIGIN},
+    )
+    return found
 
 
 def _without_pooler(text_config: Any) -> dict[str, bool]:

@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import audit, convert, export, extract, import_features, import_json, verify
+from . import audit, convert, embed, export, extract, import_features, import_json, verify
 
-_COMMANDS = (extract, audit, export, verify, import_features, import_json, convert)
+_COMMANDS = (extract, audit, embed, export, verify, import_features, import_json, convert)
 _EXTRAS = {"PIL": "vision", "h5py": "import", "ijson": "import"}
 
 

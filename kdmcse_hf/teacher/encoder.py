@@ -1,13 +1,11 @@
 """The frozen teacher: any encoder of pictures on the Hub or on disk, and of captions where it has two towers."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from kdmcse_hf.fingerprint import model_digest, tokenizer_digest
 from kdmcse_hf.tokenizer import load_tokenizer
 
 _PADDED_TO_CONTEXT = ("siglip", "siglip2")
@@ -153,11 +152,11 @@ class Teacher:
             "name": Path(self._name).name if Path(self._name).is_dir() else self._name,
             "revision": getattr(self.config, "_commit_hash", None),
             "type": getattr(self.config, "model_type", type(self.model).__name__),
-            "weights": _digest(self.model),
+            "weights": model_digest(self.model),
             "features": "pooler" if self._pooled else "first token",
             "processor": json.loads(self.image_processor.to_json_string()),
             "max_caption_tokens": self.max_caption_tokens if self.tokenizer else None,
-            "tokenizer": _tokenizer_digest(self.tokenizer) if self.tokenizer else None,
+            "tokenizer": tokenizer_digest(self.tokenizer) if self.tokenizer else None,
         }
 
 
@@ -174,23 +173,3 @@ def _features(output: Any) -> Tensor:
     # transformers 5 returns the pooled output of the tower with the features in it; before, the tensor itself
     features = output if isinstance(output, Tensor) else output.pooler_output
     return features.flatten(1)
-
-
-def _digest(model: nn.Module) -> str:
-    """SHA-256 over names and values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.float().cpu().numpy()).data)
-    return digest.hexdigest()
-
-
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what turns text into ids."""
-    if tokenizer.is_fast:
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Whatever the last call asked for.
-        content.update(truncation=None, padding=None)
-    else:
-        content = tokenizer.get_vocab()
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

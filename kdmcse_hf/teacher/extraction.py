@@ -4,11 +4,9 @@ Rows are cut into shards beforehand, each process makes its share of them, and a
 whoever dies, the next run makes the shards that are missing, and the bytes are the same.
 """
 
-import datetime
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 from transformers.utils import logging
 
+from kdmcse_hf.distributed import processes, together
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.captioned_pictures import CaptionedPictures
 from kdmcse_hf.teacher.encoder import Teacher, preprocess
@@ -74,40 +72,20 @@ def extract_features(
         ValueError: with `on_error="stop"`, the first picture or caption that cannot be read.
     """
     settings = settings or ExtractionSettings()
-    state = PartialState(
-        # Without it, accelerate takes each of several processes without an accelerator for the only one.
-        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available(),
-        # A process may wait for the slowest one for as long as that takes.
-        timeout=datetime.timedelta(days=7),
-    )
+    state = processes()
     plan = ExtractionPlan(Path(folder), captioned, teacher, settings, append)
-    with _together(state):
+    with together(state):
         if state.is_main_process:
             plan.begin()
     if not plan.nothing_to_do:
-        with _together(state):  # all have looked before anyone writes
+        with together(state):  # all have looked before anyone writes
             missing = {kind: [shard for shard in plan.shards(kind) if not shard.path.exists()] for kind in plan.kinds}
-        with _together(state):
+        with together(state):
             _extract(plan, missing, teacher, state)
-        with _together(state):
+        with together(state):
             if state.is_main_process:
                 plan.finish()
     return TeacherCache(folder)
-
-
-@contextmanager
-def _together(state: PartialState) -> Iterator[None]:
-    """Waits for all processes behind the block, and raises on all what one of them raised in it."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    if state.num_processes > 1:
-        said = gather_object([None if error is None else f"Process {state.process_index + 1} stopped: {error}"])
-        error = error or next((CacheError(message) for message in said if message), None)
-    if error is not None:
-        raise error
 
 
 def _extract(plan: ExtractionPlan, missing: dict[str, list[Shard]], teacher: Teacher, state: PartialState) -> None:

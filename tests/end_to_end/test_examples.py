@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from kdmcse_hf.checkpoint import load_sts_results
+from kdmcse_hf.cli import main as kdmcse
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.shard import CacheError
@@ -74,12 +75,8 @@ def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(
     ]
 
     (tmp_path / "in.txt").write_text("a small red circle\nthe picture shows a blue square\n")
-    done = run(
-        "embed.py",
-        *("--model_name_or_path", str(folder), "--input_file", str(tmp_path / "in.txt")),
-        *("--output_file", str(tmp_path / "out.npy"), "--device", "cpu"),
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = [str(tmp_path / "in.txt"), str(tmp_path / "out.npy"), "--model", str(folder), "--device", "cpu"]
+    assert kdmcse(["embed", *arguments]) == 0
     vectors = np.load(tmp_path / "out.npy")
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     sentences = (tmp_path / "in.txt").read_text().splitlines()

@@ -19,7 +19,8 @@ def test_the_three_uses_in_the_readme_run(world: Path, tmp_path: Path, monkeypat
             *("--per_device_train_batch_size", "8", "--use_cpu", "true", "--save_strategy", "no"),
         ]
     )
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    section = README.read_text(encoding="utf-8").partition("## Three uses")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:

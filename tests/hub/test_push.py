@@ -72,10 +72,18 @@ import torch
 from transformers import AutoTokenizer
 from kdmcse_hf import KDMCSEModel
 from kdmcse_hf.checkpoint import RECORD_FILE
+from kdmcse_hf import SentenceEncoder
 before = KDMCSEModel.from_pretrained("alice/name", subfolder="kdmcse")
-made = KDMCSEModel.from_encoder
-KDMCSEModel.from_encoder = lambda name, **heads: made("alice/name", subfolder="kdmcse", **heads)
-trainer = make_trainer(Path(home), "unused", max_steps=2)
+heads = dict(image_embed_dim=12, caption_embed_dim=12, projection_dim=8)
+old = KDMCSEModel.from_encoder("alice/name", revision={revision!r}, **heads)
+pinned = KDMCSEModel.from_pretrained("alice/name", subfolder="kdmcse", revision={revision!r})
+assert torch.equal(old.image_projection.weight, pinned.image_projection.weight)
+assert not torch.equal(old.image_projection.weight, before.image_projection.weight)
+sentences = ["a cat sits on the mat", "the red bird"]
+for model, where in ((before, {{}}), (pinned, {{"revision": {revision!r}}})):
+    assert (SentenceEncoder.from_pretrained("alice/name", **where)(sentences) == model.encode(sentences)).all()
+# by its name alone: the checkpoint in the release is found
+trainer = make_trainer(Path(home), "alice/name", max_steps=2)
 for name, value in before.state_dict().items():
     assert torch.equal(value, trainer.model.state_dict()[name]), name
 trainer.train()
@@ -107,9 +115,9 @@ except Exception as error:
 _PATHS = str(Path(__file__).parents[1] / "unit"), str(Path(__file__).parents[1])
 
 
-def _program(body: str, home: Path, encoder: Path) -> str:
+def _program(body: str, home: Path, encoder: Path, revision: str = "main") -> str:
     head = f"import sys; sys.path[:0] = {list(_PATHS)!r}\n"
-    return head + (TRAIN + body).format(home=str(home), encoder=str(encoder))
+    return head + (TRAIN + body).format(home=str(home), encoder=str(encoder), revision=revision)
 
 
 def _prepare(folder: Path) -> Path:
@@ -166,7 +174,8 @@ def test_pushed_during_and_after_training_and_loaded_by_name_in_fresh_processes(
     assert not np.allclose(after["vectors"], middle["vectors"], atol=1e-5)
 
     going_on = _prepare(tmp_path / "going on")
-    base = _said(run_client(_program(GO_ON, going_on, encoder), alice), "base")
+    first = repository.at("main").parent.parent.oid  # of step 2
+    base = _said(run_client(_program(GO_ON, going_on, encoder, first), alice), "base")
     assert base == "alice/name"
 
     # without a token nothing is there, and nothing can be pushed

@@ -179,12 +179,14 @@ def test_a_saved_checkpoint_carries_its_two_source_files(model: KDMCSEModel, tmp
     for path in tmp_path.glob("*.py"):
         imports = [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
         roots = {line.split()[1].split(".")[0] for line in imports}
-        assert roots <= {"inspect", "math", "os", "dataclasses", "typing", "torch", "transformers", "safetensors", ""}
+        assert roots <= {*sys.stdlib_module_names, "torch", "transformers", ""}
 
 
 def test_without_this_package_a_checkpoint_gives_the_same_vectors(model: KDMCSEModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
     torch.save({"inputs": batch(), "vectors": model(**batch()).pooler_output}, tmp_path / "expected.pt")
+    encoded = model.encode("the cat runs", tokenizer=make_tokenizer()).tolist()
     program = f"""
 import sys
 sys.modules["kdmcse_hf"] = None  # importing it now fails
@@ -193,6 +195,7 @@ from transformers import AutoModel
 expected = torch.load({str(tmp_path / "expected.pt")!r})
 model = AutoModel.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True).eval()
 assert torch.equal(model(**expected["inputs"]).pooler_output, expected["vectors"])
+assert model.encode("the cat runs").tolist() == {encoded}
 """
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
