@@ -27,8 +27,8 @@ RELEASED_CHECKPOINT = "kdmcse"
 """Folder of a release in which the training checkpoint lies, beside the plain encoder."""
 _ORIGIN = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 # Padded tokens of a forward pass, if the caller does not say how many rows: on a CPU, more leave its caches.
-_TOKENS_ON_CPU, _TOKENS = 1024, 65536
-_ROWS = 16  # of which there is a multiple: such matrices are multiplied faster
+_TOKENS_ON_CPU, _TOKENS = 2048, 65536
+_ROWS = 16  # but never fewer
 _CHUNK = 16384  # sentences that are tokenised, and sorted by length, together
 
 
@@ -383,7 +383,7 @@ def embed_sentences(
             # Longest first: if memory runs out, it does so at once.
             rows = sorted(range(len(texts)), key=lambda row: -lengths[row])
             while rows:
-                chunk = rows[: batch_size or max(least, tokens // lengths[rows[0]] // least * least)]
+                chunk = rows[: batch_size or max(least, tokens // lengths[rows[0]])]
                 batch = tokenizer.pad(
                     {name: [values[row] for row in chunk] for name, values in encodings.items()}, return_tensors="pt"
                 )
