@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from arithmetic import BERT_BASE, counted_and_predicted, mean_tokens
 from material import DEVICE, Material, prepare
-from parts import efficiency, encoding, loss_contenders, loss_growth, start_up, take_turns
-from scale import in_a_process
+from parts import efficiency, encoding, loss_contenders, loss_memory, start_up, take_turns
+from processes import in_a_process
+from scale import gathering_in_two, reading_a_file, training_memory
 from training import Contender, compare
 from transformers import logging
 
@@ -65,13 +66,13 @@ def _runs(
 
 def mixed(material: Material) -> None:
     """Whole run, text and paired batches, STS-B dev included: 3 layers x 384"""
-    _runs(material, "mixed", "student", 26, [TEXTBOOK, FP32, BF16])
+    _runs(material, "mixed", "student", 18, [TEXTBOOK, FP32, BF16])
 
 
 def base(material: Material) -> None:
     """The same with an encoder of BERT-base's size"""
     if DEVICE == "cpu":
-        _runs(material, "mixed", "base", 6, [TEXTBOOK, FP32, BF16])
+        _runs(material, "mixed", "base", 5, [TEXTBOOK, FP32, BF16])
         return
     for batch in (64, 512):
         print(f"Batch {batch}; the second table is SimCSE.\n")
@@ -81,28 +82,28 @@ def base(material: Material) -> None:
 
 def simcse(material: Material) -> None:
     """SimCSE against sentence-transformers' MultipleNegativesRankingLoss"""
-    _runs(material, "simcse", "student", 16, [Contender("sentence-transformers", "fp32"), FP32])
-    _runs(material, "simcse", "student", 16, [Contender("sentence-transformers", "bf16"), BF16])
+    _runs(material, "simcse", "student", 14, [Contender("sentence-transformers", "fp32"), FP32])
+    _runs(material, "simcse", "student", 14, [Contender("sentence-transformers", "bf16"), BF16])
 
 
 def guided(material: Material) -> None:
     """KDMCSE on captions against sentence-transformers' guided loss (its guide runs at every step)"""
-    _runs(material, "guided", "student", 16, [Contender("sentence-transformers", "bf16"), BF16])
+    _runs(material, "guided", "student", 14, [Contender("sentence-transformers", "bf16"), BF16])
 
 
 def loss(material: Material) -> None:
     """The loss of a paired batch, forward and backward, from embeddings"""
     print("| batch | textbook | ours | ratio (quartiles) | textbook's memory | ours |")
     print("|---|---|---|---|---|---|")
-    for batch, rounds in ((64, 40), (512, 6)):
+    for batch, rounds in ((64, 20), (512, 2)):
         contenders = loss_contenders(batch)
         pair = take_turns(contenders["textbook"], contenders["ours"], rounds)
-        theirs, ours = (loss_growth(name, batch) for name in contenders)
+        theirs, ours = (in_a_process(loss_memory, name, batch) for name in contenders)
         print(f"| {batch} | {pair} | {theirs:,.0f} MB | {ours:,.0f} MB |", flush=True)
     contenders = loss_contenders(4096)
     pair = take_turns(lambda: None, contenders["ours"], 2)
     needed = 4096**2 * 384 * 4 / 1e9
-    ours = loss_growth("ours", 4096)
+    ours = in_a_process(loss_memory, "ours", 4096)
     print(
         f"| 4096 | not run: one of its products takes {needed:.0f} GB | {statistics.median(pair.ours):.3g} s | | | "
         f"{ours:,.0f} MB |"
@@ -110,23 +111,23 @@ def loss(material: Material) -> None:
 
 
 def encode(material: Material) -> None:
-    """Embedding 1,000 sentences and captions: SentenceTransformer.encode and SentenceEncoder"""
+    """Embedding 600 sentences and captions: SentenceTransformer.encode and SentenceEncoder"""
     print("| precision | sentence-transformers | ours | ratio (quartiles) |\n|---|---|---|---|")
     for precision in ("fp32", "bf16"):
-        print(f"| {precision} | {encoding(material, precision, 1000, 5)} |", flush=True)
+        print(f"| {precision} | {encoding(material, precision, 600, 4)} |", flush=True)
 
 
 def matmul(material: Material) -> None:
     """Share of the matrix multiplication peak in forward and backward"""
     print("| encoder | precision | share (quartiles) |\n|---|---|---|")
-    for name, precision, rounds in (("student", "fp32", 8), ("student", "bf16", 8), ("base", "fp32", 2)):
+    for name, precision, rounds in (("student", "fp32", 6), ("student", "bf16", 6), ("base", "fp32", 2)):
         low, middle, high = statistics.quantiles(efficiency(material, name, precision, rounds), n=4)
         print(f"| {name} | {precision} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
 
 
 def startup(material: Material) -> None:
-    """Start-up of a process, median of five"""
-    seconds = {name: statistics.median(taken) for name, taken in start_up(5).items()}
+    """Start-up of a process, median of three"""
+    seconds = {name: statistics.median(taken) for name, taken in start_up(3).items()}
     print("| what | seconds |\n|---|---|")
     print(f"| `kdmcse --help` | {seconds['help']:.2f} |")
     print(f"| transformers' AutoModel and PreTrainedModel | {seconds['transformers']:.2f} |")
@@ -138,13 +139,13 @@ def memory(material: Material) -> None:
     print("| batch | mini batch | seconds | peak memory |\n|---|---|---|---|")
     on_gpu = () if DEVICE == "cpu" else ((16_384, 512),)
     for batch, mini_batch in ((64, 0), (512, 0), (64, 64), (512, 64), (2048, 64), (8192, 64), *on_gpu):
-        step = in_a_process("training_memory", material, batch, mini_batch)
+        step = in_a_process(training_memory, material, batch, mini_batch)
         print(f"| {batch} | {mini_batch or 'all'} | {step['seconds']:.1f} | {step['peak_mb']:,.0f} MB |", flush=True)
 
 
 def reading(material: Material) -> None:
     """A million sentences: file to token ids, then the loader against forward and backward in bf16"""
-    figures = in_a_process("reading", material, 1_000_000)
+    figures = in_a_process(reading_a_file, material, 1_000_000)
     print("| tokenising | growth of memory | loader | encoder | ratio |\n|---|---|---|---|---|")
     print(
         f"| {figures['seconds']:.0f} s | {figures['growth_mb']:,.0f} MB | {figures['loader']:,.0f} rows/s | "
@@ -154,7 +155,7 @@ def reading(material: Material) -> None:
 
 def gathering(material: Material) -> None:
     """Two processes, 64 pairs each: rows gathered with their gradients"""
-    figures = in_a_process("gathering", material, processes=2)
+    figures = gathering_in_two(material)
     print("| step | gathering | share | sent by each |\n|---|---|---|---|")
     print(
         f"| {figures['step']:.3f} s | {1000 * figures['gather']:.1f} ms | {figures['gather'] / figures['step']:.1%} | "

@@ -3,12 +3,11 @@
 Contenders take turns within one process, or run in processes of their own where memory is measured.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,12 +175,6 @@ def start_up(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def loss_growth(contender: str, batch: int) -> float:
-    """[`loss_memory`] of a fresh process."""
-    command = [sys.executable, __file__, contender, str(batch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def loss_memory(contender: str, batch: int) -> float:
     """Growth of the peak of this process's memory by one loss, in MB."""
     call = loss_contenders(batch)[contender]
@@ -190,16 +183,3 @@ def loss_memory(contender: str, batch: int) -> float:
     before = peak_mb()
     call()
     return peak_mb() - before
-
-
-def main(argv: Sequence[str]) -> None:
-    """Prints [`loss_memory`], which wants a process of its own."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("contender", choices=("textbook", "ours"))
-    parser.add_argument("batch", type=int)
-    args = parser.parse_args(argv)
-    print(loss_memory(args.contender, args.batch))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

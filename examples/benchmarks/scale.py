@@ -1,9 +1,8 @@
 """What large runs rest on: reading a million sentences, rows gathered from other processes, GradCache's memory.
 
-Each function runs in a process of its own (see [`in_a_process`]), or, for `gathering`, in two.
+Each function runs in a process of its own, `gathering` in two.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def training_memory(material: Material, batch: int, mini_batch: int) -> dict[str
     return {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
 
 
-def reading(material: Material, sentences: int) -> dict[str, float]:
+def reading_a_file(material: Material, sentences: int) -> dict[str, float]:
     """From a file of so many sentences to batches: what it takes in seconds and memory, and what the encoder needs.
 
     Returns:
@@ -140,35 +139,19 @@ def gathering(material: Material) -> dict[str, float]:
     }
 
 
-FUNCTIONS: dict[str, Callable[..., dict[str, float]]] = {
-    function.__name__: function for function in (training_memory, reading, gathering)
-}
-
-
-def in_a_process(name: str, material: Material, *arguments: int, processes: int = 1) -> dict[str, float]:
-    """What one of [`FUNCTIONS`] returns in a fresh process, or in the first of several."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [__file__, name, str(material.folder), *map(str, arguments)]
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if processes > 1 else {}  # a single GPU cannot hold two ranks
+def gathering_in_two(material: Material) -> dict[str, float]:
+    """[`gathering`] as the first of two processes sees it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # a single GPU cannot hold two ranks
+    command.append(str(material.folder))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **hidden})
     if done.returncode:
-        raise RuntimeError(f"{name}{arguments} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"Two processes failed:\n{done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("function", choices=FUNCTIONS)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("arguments", type=int, nargs="*")
-    args = parser.parse_args(argv)
-    figures = FUNCTIONS[args.function](Material(args.folder), *args.arguments)
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(figures))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    found = gathering(Material(Path(sys.argv[1])))
+    if os.environ["RANK"] == "0":
+        print(json.dumps(found))

@@ -5,20 +5,17 @@ turns can. A turn is what lies between the ends of two steps, reading and tokeni
 STS-B dev, at the rate of 1,500 pairs every 125 steps. Starting up and the first steps are left out.
 """
 
-import argparse
-import contextlib
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from material import DEVICE, MAX_LENGTH, Material, peak_mb, synchronize
+from processes import Process
 from transformers import TrainerCallback, logging, set_seed
 
 WARM_UP = 2
@@ -26,16 +23,51 @@ PAIRS_A_STEP = 1500 / 125
 RATE = 3e-5
 
 
+@dataclass(frozen=True)
+class Contender:
+    """Who trains, and how.
+
+    Attributes:
+        name: one of [`CONTENDERS`].
+        precision: `"fp32"` or `"bf16"`.
+        compile: a mode of `torch.compile`, or nothing.
+    """
+
+    name: str
+    precision: str
+    compile: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, compiled ({self.compile})" if self.compile else self.name
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a contender does.
+
+    Attributes:
+        kind: `"mixed"` (text and pairs), `"simcse"` (text) or `"guided"` (captions).
+        encoder: `"student"` or `"base"`.
+    """
+
+    kind: str
+    encoder: str
+    steps: int
+    batch: int
+    contender: Contender
+
+
 class Turns(TrainerCallback):
     """Hands the turn back after each step and waits for the next; on the other side is [`compare`]."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.start = time.perf_counter()
 
     def hand_back(self, **figures: float) -> None:
         synchronize()
-        print(_MARK + json.dumps({"seconds": time.perf_counter() - self.start, **figures}), flush=True)
-        sys.stdin.readline()
+        self.connection.send({"seconds": time.perf_counter() - self.start, **figures})
+        self.connection.recv()
         self.start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -46,16 +78,13 @@ class Turns(TrainerCallback):
         self.hand_back(peak_mb=peak_mb(), tokenising=tokenising)
 
 
-_MARK = "turn: "
-
-
-def textbook(material: Material, args: argparse.Namespace) -> None:
+def textbook(material: Material, args: Work, connection: Connection) -> None:
     from textbook import Collator, Model, score
 
     from kdmcse_hf.teacher.cache import TeacherCache
     from kdmcse_hf.teacher.pairs import TeacherPairs
 
-    mixed = args.work == "mixed"
+    mixed = args.kind == "mixed"
     collate = Collator(material.encoder(args.encoder), MAX_LENGTH)
     sentences, captions, dev = material.sentences, material.captions, material.dev(_dev_pairs(args.steps))
     cache = TeacherCache(material.folder / "cache")
@@ -64,7 +93,7 @@ def textbook(material: Material, args: argparse.Namespace) -> None:
     model = Model(material.encoder(args.encoder), *widths).train().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=args.steps)
-    turns = Turns()
+    turns = Turns(connection)
     for step in range(args.steps):
         rows = range(step * args.batch, (step + 1) * args.batch)
         if mixed and step % 2 == 0:
@@ -75,7 +104,7 @@ def textbook(material: Material, args: argparse.Namespace) -> None:
         else:
             batch = collate([sentences[row] for row in rows])
         batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=args.precision == "bf16"):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=args.contender.precision == "bf16"):
             loss = model.loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -87,7 +116,7 @@ def textbook(material: Material, args: argparse.Namespace) -> None:
     turns.finish()
 
 
-def ours(material: Material, args: argparse.Namespace) -> None:
+def ours(material: Material, args: Work, connection: Connection) -> None:
     import datasets
 
     from kdmcse_hf import PRESETS, KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, TeacherCache, TeacherPairs
@@ -96,7 +125,7 @@ def ours(material: Material, args: argparse.Namespace) -> None:
 
     datasets.disable_caching()
     datasets.disable_progress_bars()
-    mixed, captions_only = args.work == "mixed", args.work == "guided"
+    mixed, captions_only = args.kind == "mixed", args.kind == "guided"
     objective = PRESETS["kdmcse_reference" if mixed else "kdmcse" if captions_only else "simcse"]
     tokenizer = load_tokenizer(material.encoder(args.encoder))
     cache = TeacherCache(material.folder / "cache")
@@ -119,7 +148,7 @@ def ours(material: Material, args: argparse.Namespace) -> None:
         image_embed_dim=cache.image_features.width if grounded else None,
         caption_embed_dim=cache.caption_features.width if grounded else None,
     )
-    turns = Turns()
+    turns = Turns(connection)
     with tempfile.TemporaryDirectory() as folder:
         trainer = KDMCSETrainer(
             model,
@@ -129,7 +158,7 @@ def ours(material: Material, args: argparse.Namespace) -> None:
                 per_device_train_batch_size=args.batch,
                 pair_every_n_steps=2 if mixed else None,
                 learning_rate=RATE,
-                bf16=args.precision == "bf16",
+                bf16=args.contender.precision == "bf16",
                 eval_strategy="steps",
                 eval_steps=args.steps,
                 logging_steps=125,
@@ -148,7 +177,7 @@ def ours(material: Material, args: argparse.Namespace) -> None:
     turns.finish(tokenising)
 
 
-def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
+def sentence_transformers(material: Material, args: Work, connection: Connection) -> None:
     import datasets
     from sentence_transformers import (
         SentenceTransformer,
@@ -164,13 +193,13 @@ def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
         return model
 
     model = load()
-    texts = (material.captions if args.work == "guided" else material.sentences)[: args.steps * args.batch]
-    if args.work == "guided":
+    texts = (material.captions if args.kind == "guided" else material.sentences)[: args.steps * args.batch]
+    if args.kind == "guided":
         loss = GISTEmbedLoss(model, guide=load(), temperature=0.05)
     else:
         loss = MultipleNegativesRankingLoss(model, scale=20)
     dev = material.dev(_dev_pairs(args.steps))
-    turns = Turns()
+    turns = Turns(connection)
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
             model,
@@ -179,7 +208,7 @@ def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
                 max_steps=args.steps,
                 per_device_train_batch_size=args.batch,
                 learning_rate=RATE,
-                bf16=args.precision == "bf16",
+                bf16=args.contender.precision == "bf16",
                 eval_strategy="steps",
                 eval_steps=args.steps,
                 logging_steps=125,
@@ -197,7 +226,7 @@ def sentence_transformers(material: Material, args: argparse.Namespace) -> None:
     turns.finish()
 
 
-CONTENDERS: dict[str, Callable[[Material, argparse.Namespace], None]] = {
+CONTENDERS: dict[str, Callable[[Material, Work, Connection], None]] = {
     "textbook": textbook,
     "sentence-transformers": sentence_transformers,
     "ours": ours,
@@ -208,26 +237,9 @@ def _dev_pairs(steps: int) -> int:
     return round((steps - WARM_UP) * PAIRS_A_STEP)
 
 
-def _compile(args: argparse.Namespace) -> dict[str, Any]:
-    return {"torch_compile": True, "torch_compile_mode": args.compile} if args.compile else {}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Who trains, and how.
-
-    Attributes:
-        name: one of [`CONTENDERS`].
-        precision: `"fp32"` or `"bf16"`.
-        compile: a mode of `torch.compile`, or nothing.
-    """
-
-    name: str
-    precision: str
-    compile: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}, compiled ({self.compile})" if self.compile else self.name
+def _compile(args: Work) -> dict[str, Any]:
+    mode = args.contender.compile
+    return {"torch_compile": True, "torch_compile_mode": mode} if mode else {}
 
 
 @dataclass(frozen=True)
@@ -252,60 +264,31 @@ def compare(
     Raises:
         RuntimeError: a contender failed; ends with what it said.
     """
-    folder = Path(__file__).parent
-    with contextlib.ExitStack() as stack:
-        children, errors = [], []
+    children = []
+    try:
         for contender in contenders:
-            error = stack.enter_context(tempfile.TemporaryFile("w+"))
-            command = [sys.executable, str(folder / "training.py"), "--material", str(material.folder)]
-            command += ["--contender", contender.name, "--precision", contender.precision]
-            command += ["--compile", contender.compile, "--batch", str(batch)]
-            command += ["--work", work, "--encoder", encoder, "--steps", str(steps)]
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=error, text=True)
-            stack.callback(child.kill)
-            children.append(child)
-            errors.append(error)
-            _wait(child, error)  # for its first step, so that no two start up at once
+            children.append(Process(contend, material.folder, Work(work, encoder, steps, batch, contender)))
+            children[-1].receive()  # its first step, so that no two start up at once
         turns: list[list[dict[str, float]]] = [[] for _ in contenders]
         for _ in range(steps):
-            for number, child in enumerate(children):
-                child.stdin.write("\n")
-                child.stdin.flush()
-                turns[number].append(_wait(child, errors[number]))
-        runs = []
-        for taken in turns:
-            seconds = [turn["seconds"] for turn in taken[WARM_UP - 1 :]]
-            last = taken[-1]
-            total = sum(seconds) + last["tokenising"] * (len(seconds) - 1)
-            runs.append(Run(batch, seconds[:-1], total, last["peak_mb"]))
-        return runs
+            for taken, child in zip(turns, children, strict=True):
+                child.send("your turn")
+                taken.append(child.receive())
+    finally:
+        for child in children:
+            child.end()
+    runs = []
+    for taken in turns:
+        seconds = [turn["seconds"] for turn in taken[WARM_UP - 1 :]]
+        last = taken[-1]
+        total = sum(seconds) + last["tokenising"] * (len(seconds) - 1)
+        runs.append(Run(batch, seconds[:-1], total, last["peak_mb"]))
+    return runs
 
 
-def _wait(child: Any, error: Any) -> dict[str, float]:
-    for line in child.stdout:
-        if line.startswith(_MARK):
-            turn: dict[str, float] = json.loads(line.removeprefix(_MARK))
-            return turn
-    error.seek(0)
-    raise RuntimeError(f"{' '.join(child.args)} failed:\n{error.read()[-2000:]}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--material", type=Path, required=True)
-    parser.add_argument("--contender", choices=CONTENDERS, required=True)
-    parser.add_argument("--work", choices=("mixed", "simcse", "guided"), required=True)
-    parser.add_argument("--encoder", choices=("student", "base"), required=True)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), required=True)
-    parser.add_argument("--compile", default="")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, required=True)
-    args = parser.parse_args()
+def contend(connection: Connection, folder: Path, work: Work) -> None:
+    """One contender, in its process."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     set_seed(0)
-    CONTENDERS[args.contender](Material(args.material), args)
-
-
-if __name__ == "__main__":
-    main()
+    CONTENDERS[work.contender.name](Material(folder), work, connection)
