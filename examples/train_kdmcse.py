@@ -24,12 +24,15 @@ from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.pairs import ImageAssignment, TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
 
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # as BERT and its kin call them
+
 
 @dataclass
 class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "An encoder or a KDMCSE checkpoint: a folder or a Hub name."})
     pooling: str = field(default="cls", metadata={"help": "The sentence vector: cls or mean."})
     projection_dim: int = field(default=256, metadata={"help": "Width of the space shared with the teacher."})
+    dropout: float | None = field(default=None, metadata={"help": "Of the encoder; by default as its config says."})
     normalize_teacher_embeds: bool = field(default=False, metadata={"help": "Normalise features before the heads."})
     max_seq_length: int = field(default=32, metadata={"help": "Tokens after which training text is cut."})
 
@@ -93,6 +96,7 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
         projection_dim=model_args.projection_dim,
         normalize_teacher_embeds=model_args.normalize_teacher_embeds,
         pooling=model_args.pooling,
+        **({} if model_args.dropout is None else dict.fromkeys(DROPOUTS, model_args.dropout)),
     )
 
     # 3. Train; the best checkpoint on STS-B dev, or the last one, ends up in output_dir
