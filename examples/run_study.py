@@ -18,6 +18,7 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 from studies.grid import load_study
 from studies.material import prepare
+from studies.report import write_report
 from studies.results import Results
 from studies.runs import do_runs
 
@@ -46,11 +47,12 @@ def main(argv: Sequence[str]) -> int:
             return 0
         results.check_same_flags(list(study.rows.values()))
         failed: list[str] = []
+        places = {"WORK": str(args.work_dir or os.environ.get("WORK") or args.output_dir / "work")}
         if not args.report_only:
-            places = {"WORK": str(args.work_dir or os.environ.get("WORK") or args.output_dir / "work")}
             with results.locked():
                 prepare(study.prepare, places)
                 failed = do_runs(runs, results, study.tasks, places)
+        print(write_report(study, results, places))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:

@@ -13,7 +13,8 @@ import yaml
 
 from kdmcse_hf.sts import TASKS
 
-_KEYS = {"include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons", "plots"}
+_KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
+_KEYS |= {"subsets", "plots", "notes"}
 _ROW_KEYS = {"like", "label", "seeds", "train", "keep"}
 
 
@@ -62,23 +63,29 @@ class Study:
 
     Attributes:
         name: of the file.
+        title: of the report.
         rows: all that are known, those of included files first.
         own: the names of this file's rows: what it runs.
         prepare: what has to exist before; see [`studies.material`].
         tasks: STS sets to score.
         tables: names of rows by title.
         comparisons: by name, two rows: the second minus the first.
+        subsets: the comparisons that are told by subset, too.
         plots: names of the rows that the plots show.
+        notes: what a reader of the report has to know.
     """
 
     name: str
+    title: str
     rows: dict[str, Row]
     own: tuple[str, ...]
     prepare: tuple[dict[str, str], ...]
     tasks: tuple[str, ...]
     tables: dict[str, tuple[str, ...]]
     comparisons: dict[str, tuple[str, str]]
+    subsets: tuple[str, ...]
     plots: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def runs(self, rows: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Run]:
         """The runs of these rows (by default this file's own) and seeds: all rows of one seed before the next.
@@ -119,17 +126,22 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
     merged = {key: value for part in (*included, stated) for key, value in part.items()}
     study = Study(
         name=path.stem,
+        title=str(stated.get("title", path.stem)),
         rows=rows,
         own=own,
         prepare=tuple(step for part in (*included, stated) for step in part.get("prepare") or ()),
         tasks=tuple(merged.get("tasks") or TASKS),
         tables={title: tuple(names) for title, names in (stated.get("tables") or {"Results": own}).items()},
         comparisons={name: (first, second) for name, (first, second) in (stated.get("comparisons") or {}).items()},
+        subsets=tuple(stated.get("subsets") or ()),
         plots=tuple(stated.get("plots") or own),
+        notes=tuple(merged.get("notes") or ()),
     )
     named = {*study.plots, *(n for names in (*study.tables.values(), *study.comparisons.values()) for n in names)}
     if unknown := sorted(named - set(rows)):
         raise ValueError(f"{path}: tables, comparisons or plots name unknown rows: {', '.join(unknown)}.")
+    if unknown := sorted(set(study.subsets) - set(study.comparisons)):
+        raise ValueError(f"{path}: `subsets` names unknown comparisons: {', '.join(unknown)}.")
     return study
 
 

@@ -44,11 +44,10 @@ def main(folder: Path) -> None:
     model = AutoModel.from_pretrained(name, dtype=torch.float32).to("cuda" if on_gpu else "cpu")
     pooling = getattr(model.config, "pooling", None) or flags.get("pooling", "cls")
     encoder = SentenceEncoder(model, load_tokenizer(name), pooling=pooling, batch_size=128)
-    measured, cosines, gold, draws = measure(encoder, flags["sts_dir"], job["tasks"])
+    measured, cosines, gold = measure(encoder, flags["sts_dir"], job["tasks"])
     results = Results(folder.parent.parent)
     results.save_arrays("cosines", "gold", gold)
     results.save_arrays("cosines", folder.name, cosines)
-    results.save_arrays("draws", folder.name, draws)
     record: dict[str, Any] = {
         **{key: job[key] for key in ("row", "seed", "fingerprint", "flags", "train")},
         **measured,
