@@ -14,7 +14,13 @@ from studies.tables import Findings
 _MARKERS = "osD^vPX*<>"
 _LINES = ("-", "--", "-.", ":")
 _SHADES = ("black", "#b0420f", "#2f6fa7", "#6a6a6a", "#2e7d4f", "#8a4f9e")
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "study"}
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "study",
+    "svg.fonttype": "none",
+}
 GOLD = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
 
 
@@ -86,6 +92,8 @@ def dev_curves(found: Findings, rows: Sequence[str]) -> Figure | None:
             axes.axhline(level, color="#6a6a6a", linestyle=":", linewidth=1, label=label)
             continue
         steps, values = _by_step(found, row, "spearman")
+        if not steps:
+            continue
         means = [float(np.mean(v)) for v in values]
         spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values]
         axes.errorbar(steps, means, yerr=spread, capsize=2, label=label, **_style(number))
@@ -99,6 +107,7 @@ def alignment_and_uniformity(found: Findings, rows: Sequence[str]) -> Figure | N
     """On STS-B dev along training, a point a checkpoint, means over seeds; the last point is labelled."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
+    drawn = False
     for number, row in enumerate(rows):
         style = _style(number)
         if found.study.rows[row].train:
@@ -109,13 +118,14 @@ def alignment_and_uniformity(found: Findings, rows: Sequence[str]) -> Figure | N
             down, across = ([found.values(row, "stsb", "dev", name)] for name in ("alignment", "uniformity"))
         if not steps or not down[0]:
             continue
+        drawn = True
         x, y = [np.mean(v) for v in across], [np.mean(v) for v in down]
         axes.plot(x, y, label=found.study.rows[row].label, **style)
         axes.annotate(str(steps[-1]), (x[-1], y[-1]), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel("uniformity (lower is better)")
     axes.set_ylabel("alignment (lower is better)")
     _legend(axes, len(rows))
-    return figure
+    return figure if drawn else None
 
 
 def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
@@ -127,12 +137,16 @@ def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(2.3 * columns + 0.5, 2 * lines + 0.8), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    edges = np.linspace(-0.2, 1, 41)
+    kept = {
+        row: [a["STSB"] for record in found.records[row] if (a := found.results.arrays("cosines", _name(record)))]
+        for row in rows
+    }
+    lowest = min((float(np.quantile(run, 0.005)) for runs in kept.values() for run in runs), default=0.0)
+    edges = np.linspace(lowest, 1, 41)
     for panel in panels.ravel()[len(rows) :]:
         panel.set_visible(False)
     for panel, row in zip(panels.ravel(), rows, strict=False):
-        saved = [found.results.arrays("cosines", f"{row}-{record['seed']}") for record in found.records[row]]
-        runs = [arrays["STSB"] for arrays in saved if arrays is not None]
+        runs = kept[row]
         for number, (low, high) in enumerate(GOLD):
             chosen = (gold >= low) & ((gold < high) | (high == GOLD[-1][1]))
             if not runs or not chosen.any():
@@ -144,11 +158,19 @@ def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
         panel.set_title(found.study.rows[row].label, fontsize=8)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, title="gold score", loc="outside lower center", ncols=len(GOLD), fontsize=8)
-    figure.supxlabel("cosine", fontsize=9)
-    figure.supylabel("density", fontsize=9)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("density")
+    for panel in panels.ravel()[max(0, len(rows) - columns) : len(rows)]:
+        panel.set_xlabel("cosine")
+        panel.tick_params(labelbottom=True)
     return figure
+
+
+def _name(record: dict[str, Any]) -> str:
+    return f"{record['row']}-{record['seed']}"
 
 
 def _legend(axes: Axes, entries: int) -> None:
     axes.grid(color="#eeeeee")
-    axes.legend(frameon=False, fontsize=8, ncols=1 if entries < 9 else 2)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, ncols=1 if entries < 9 else 2)
