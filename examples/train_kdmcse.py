@@ -98,6 +98,12 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
         pooling=model_args.pooling,
         **({} if model_args.dropout is None else dict.fromkeys(DROPOUTS, model_args.dropout)),
     )
+    used = [getattr(model.config.text_config, name, None) for name in DROPOUTS]
+    if model_args.dropout is not None and used != [model_args.dropout] * len(DROPOUTS):
+        raise ValueError(
+            f"`dropout` is {model_args.dropout}, but {' and '.join(DROPOUTS)} of {model_args.model_name_or_path} are "
+            f"{used}: this encoder names them otherwise, or is a checkpoint with its own. Change its config.json."
+        )
 
     # 3. Train; the best checkpoint on STS-B dev, or the last one, ends up in output_dir
     trainer = KDMCSETrainer(

@@ -169,8 +169,10 @@ def _seed_noise(methods: Sequence[Sequence[Resampled]], draws: int, seed: int) -
     if not squares.any():
         return np.zeros(draws)
     freedom = squares.sum() ** 2 / (squares**2 / [len(values) - 1 for values in repeated]).sum()
-    noise: NDArray[np.float64] = student.rvs(freedom, size=draws, random_state=np.random.default_rng((seed, 6)))
-    return np.sqrt(squares.sum()) * noise
+    noise: NDArray[np.float64] = student.rvs(
+        freedom, scale=np.sqrt(squares.sum()), size=draws, random_state=np.random.default_rng((seed, 6))
+    )
+    return noise
 
 
 def _comparison(difference: float, drawn: NDArray[np.float64], confidence: float) -> Comparison:

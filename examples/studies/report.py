@@ -20,9 +20,9 @@ from studies.tables import (
 HOW = (
     'STS: Spearman x 100 over all pairs of a set (SentEval\'s "all", its lower-cased, tokenised text), weights in '
     "float32. Figures are means ± standard deviations over seeds. Intervals and p take in both the test pairs (1,000 "
-    "resamples, the same for every run) and the seeds (Student's t); they say nothing of other sets or other data. A p of 0.002 is the least that so many draws can show. "
-    "Checkpoints are chosen by STS-B dev. Alignment and uniformity are over the whole of STS-B test. Comparisons are "
-    "not corrected for their number."
+    "resamples, the same for every run, so no p below 0.002) and the seeds (Student's t); they say nothing of other "
+    "sets or other data. Checkpoints are chosen by STS-B dev. Alignment and uniformity are over the whole of STS-B "
+    "test. Comparisons are not corrected for their number."
 )
 
 
