@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from transformers import set_seed
+from transformers import AutoConfig, set_seed
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
 from kdmcse_hf.arguments import parse_arguments
@@ -96,14 +96,8 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
         projection_dim=model_args.projection_dim,
         normalize_teacher_embeds=model_args.normalize_teacher_embeds,
         pooling=model_args.pooling,
-        **({} if model_args.dropout is None else dict.fromkeys(DROPOUTS, model_args.dropout)),
+        **dropout(model_args),
     )
-    used = [getattr(model.config.text_config, name, None) for name in DROPOUTS]
-    if model_args.dropout is not None and used != [model_args.dropout] * len(DROPOUTS):
-        raise ValueError(
-            f"`dropout` is {model_args.dropout}, but {' and '.join(DROPOUTS)} of {model_args.model_name_or_path} are "
-            f"{used}: this encoder names them otherwise, or is a checkpoint with its own. Change its config.json."
-        )
 
     # 3. Train; the best checkpoint on STS-B dev, or the last one, ends up in output_dir
     trainer = KDMCSETrainer(
@@ -115,6 +109,19 @@ def main(argv: Sequence[str]) -> KDMCSETrainer:
     trainer.save_model()
     trainer.save_state()
     return trainer
+
+
+def dropout(args: ModelArguments) -> dict[str, float]:
+    """What overrules the dropout of the encoder's config."""
+    if args.dropout is None:
+        return {}
+    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    if not all(hasattr(config, name) for name in DROPOUTS):
+        raise ValueError(
+            f"`dropout` is {args.dropout}, but the config of {args.model_name_or_path} has no {' and '.join(DROPOUTS)}: "
+            "set it in that encoder's config.json, and leave `dropout` out."
+        )
+    return dict.fromkeys(DROPOUTS, args.dropout)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
         for row in rows
     }
     lowest = min((float(np.quantile(run, 0.005)) for runs in kept.values() for run in runs), default=0.0)
-    edges = np.linspace(lowest, 1, 41)
+    edges = np.linspace(lowest, 1, 26)
     for panel in panels.ravel()[len(rows) :]:
         panel.set_visible(False)
     for panel, row in zip(panels.ravel(), rows, strict=False):
