@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--report_only", action="store_true", help="write the report of what is done")
     parser.add_argument("--list", action="store_true", help="print the runs and their commands")
     args = parser.parse_args(argv)
+    if odd := [change for change in args.set if "=" not in change]:
+        parser.error(f"--set {' '.join(odd)}: expected FLAG=VALUE")
     try:
         study = load_study(args.study, dict(change.split("=", 1) for change in args.set))
         results = Results(args.output_dir)

@@ -118,8 +118,8 @@ def dropout(args: ModelArguments) -> dict[str, float]:
     config = AutoConfig.from_pretrained(args.model_name_or_path)
     if not all(hasattr(config, name) for name in DROPOUTS):
         raise ValueError(
-            f"`dropout` is {args.dropout}, but the config of {args.model_name_or_path} has no {' and '.join(DROPOUTS)}: "
-            "set it in that encoder's config.json, and leave `dropout` out."
+            f"`dropout` is {args.dropout}, but {args.model_name_or_path} has no {' and '.join(DROPOUTS)}. "
+            "Set it in that encoder's config.json, and leave `dropout` out."
         )
     return dict.fromkeys(DROPOUTS, args.dropout)
 

@@ -176,6 +176,8 @@ def _row(
         raise ValueError(f"{path}, row {name!r}: `like: {like}` names no row above it.")
     base: Mapping[str, Any] = part.get("common") or {} if like is None else known[like].flags
     merged = {**base, **flags, **changes}
+    if missing := [flag for flag in ("model_name_or_path", "sts_dir") if merged.get(flag) is None]:
+        raise ValueError(f"{path}, row {name!r}: {' and '.join(missing)} is missing; `common` is the place for it.")
     seeds = stated.get("seeds", part.get("seeds", 1))
     return Row(
         name=name,

@@ -184,6 +184,7 @@ def test_a_row_like_another_takes_its_flags_and_null_takes_one_away(study_file: 
     [
         ({"like": "nobody"}, "`like: nobody` names no row above it"),
         ({"seed": 3}, "seed is set by the study itself"),
+        ({"sts_dir": None}, "sts_dir is missing"),
     ],
 )
 def test_a_row_that_makes_no_sense_is_refused_by_name(row: dict, message: str, study_file: Path) -> None:
@@ -226,6 +227,18 @@ def test_a_report_can_be_had_at_any_time(study_file: Path, tmp_path: Path) -> No
     tex = (results.folder / "small" / "results.tex").read_text()
     assert r"KDMCSE & 2 & 70.50 $\pm$ 0.71 & " in tex
     assert r"avg, 95 \%" in tex
+
+
+def test_without_matplotlib_the_tables_come_and_a_line_says_how_to_get_plots(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "studies.plots", raising=False)
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"simcse": [50.0, 53.0]})
+    report = write_report(load_study(study_file), results, {}).read_text()
+    assert "| text only | 2 | 51.50" in report
+    assert "pip install 'kdmcse_hf[viz]'" in report
 
 
 def test_draws_are_those_of_the_kept_cosines(study_file: Path, world: Path, tmp_path: Path) -> None:
