@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from transformers import set_seed
+from transformers import AutoConfig, set_seed
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
 from kdmcse_hf.arguments import parse_arguments
@@ -24,6 +24,8 @@ from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.pairs import ImageAssignment, TeacherPairs
 from kdmcse_hf.tokenizer import load_tokenizer
 
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # as BERT and its kin call them
+
 
 @dataclass
 class ModelArguments:
@@ -31,6 +33,7 @@ class ModelArguments:
     revision: str | None = field(default=None, metadata={"help": "Of a Hub name: branch, tag or commit."})
     pooling: str = field(default="cls", metadata={"help": "The sentence vector: cls or mean."})
     projection_dim: int = field(default=256, metadata={"help": "Width of the space shared with the teacher."})
+    dropout: float | None = field(default=None, metadata={"help": "Of the encoder; by default as its config says."})
     normalize_teacher_embeds: bool = field(default=False, metadata={"help": "Normalise features before the heads."})
     max_seq_length: int = field(default=32, metadata={"help": "Tokens after which training text is cut."})
 
@@ -102,6 +105,7 @@ def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer
         projection_dim=model_args.projection_dim,
         normalize_teacher_embeds=model_args.normalize_teacher_embeds,
         pooling=model_args.pooling,
+        **dropout(model_args, hub),
         **hub,
     )
 
@@ -115,6 +119,19 @@ def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer
     trainer.save_model()
     trainer.save_state()
     return trainer
+
+
+def dropout(args: ModelArguments, hub: dict[str, str]) -> dict[str, float]:
+    """What overrules the dropout of the encoder's config."""
+    if args.dropout is None:
+        return {}
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
+    if not all(hasattr(config, name) for name in DROPOUTS):
+        raise ValueError(
+            f"`dropout` is {args.dropout}, but {args.model_name_or_path} has no {' and '.join(DROPOUTS)}. "
+            "Set it in that encoder's config.json, and leave `dropout` out."
+        )
+    return dict.fromkeys(DROPOUTS, args.dropout)
 
 
 if __name__ == "__main__":

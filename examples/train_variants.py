@@ -240,8 +240,15 @@ def _flip(source: str) -> str:
     return "_".join(reversed(source.split("_")))
 
 
+def split_flags(argv: Sequence[str]) -> tuple[Variant, list[str]]:
+    """The flags of [`Variant`], and the others."""
+    parser = HfArgumentParser(Variant, allow_abbrev=False)
+    variant, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    return variant, rest
+
+
 def main(argv: Sequence[str]) -> KDMCSETrainer:
-    variant, rest = HfArgumentParser(Variant).parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    variant, rest = split_flags(argv)
     return train(rest, trainer_class=type("Trainer", (VariantTrainer,), {"variant": variant}))
 
 

@@ -2,14 +2,20 @@
 
 Pairs are drawn anew, with replacement, as many as there are; each set by its own draws, in order of the sets. The
 same seed gives every model the same draws, so that two models are compared on the same pairs.
+
+Two methods, each trained with several seeds, differ by their pairs and by their seeds. Pairs are drawn as above, the
+same for all runs. Seeds are not drawn: of three runs a bootstrap knows only three, and its intervals are far too
+narrow. To each draw of the pairs is added one of what the seeds leave open: the standard error of the runs' mean times
+Student's t, with Welch's degrees of freedom where two methods are compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 ScoredSets = Mapping[str, tuple[ArrayLike, ArrayLike]]
 """By name of the set: the model's cosines and the gold scores, N numbers each."""
@@ -41,6 +47,19 @@ class Comparison:
     low: float
     high: float
     p: float
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A run's Spearman correlation x 100.
+
+    Attributes:
+        value: on the pairs as they are.
+        drawn: (resamples,) on pairs drawn anew; NaN where a draw has none.
+    """
+
+    value: float
+    drawn: NDArray[Any]
 
 
 def spearman_intervals(
@@ -82,17 +101,85 @@ def compare_spearman(
             raise ValueError(f"The gold scores of {name} differ between the models: expected the same pairs in order.")
     values, drawn = _bootstrap(first, resamples, confidence, seed)
     other_values, other_drawn = _bootstrap(second, resamples, confidence, seed)
-    result = {}
-    for name in values:
-        differences = other_drawn[name] - drawn[name]
-        known = differences[~np.isnan(differences)]
-        tail = min((known <= 0).sum(), (known >= 0).sum()) + 1
-        result[name] = Comparison(
-            other_values[name] - values[name],
-            *_percentiles(differences, confidence),
-            p=min(1.0, 2 * float(tail) / (len(known) + 1)),
-        )
-    return result
+    return {
+        name: _comparison(other_values[name] - values[name], other_drawn[name] - drawn[name], confidence)
+        for name in values
+    }
+
+
+def resample_spearman(sets: ScoredSets, *, resamples: int = 1000, seed: int = 0) -> dict[str, Resampled]:
+    """One run on each set and on the sets' mean as `avg`, for [`interval_over_seeds`] and [`compare_over_seeds`].
+
+    Args:
+        sets, resamples, seed: as in [`spearman_intervals`]. Runs that are compared need the same.
+
+    Raises:
+        ValueError: as in [`spearman_intervals`].
+    """
+    values, drawn = _bootstrap(sets, resamples, 0.95, seed)
+    return {name: Resampled(values[name], drawn[name]) for name in values}
+
+
+def interval_over_seeds(runs: Sequence[Resampled], *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """The mean of a method's runs, and how far other pairs and other seeds would move it.
+
+    Args:
+        runs: one a seed, on one set. Of a single run nothing is known about seeds: its interval is that of the pairs.
+        confidence: share of draws within the interval, in (0, 1).
+        seed: of the draws.
+
+    Raises:
+        ValueError: no runs, or runs with different numbers of draws.
+    """
+    value, pairs = _mean_run(runs)
+    return Interval(value, *_percentiles(pairs + _seed_noise([runs], len(pairs), seed), confidence))
+
+
+def compare_over_seeds(
+    first: Sequence[Resampled], second: Sequence[Resampled], *, confidence: float = 0.95, seed: int = 0
+) -> Comparison:
+    """A test of two methods on one set, over pairs and seeds: the mean of the second's runs minus the first's.
+
+    Args:
+        first, second: the runs of each method, one a seed, all resampled with the same seed.
+        confidence, seed: as in [`interval_over_seeds`].
+
+    Raises:
+        ValueError: as in [`interval_over_seeds`].
+    """
+    (before, before_drawn), (after, after_drawn) = _mean_run(first), _mean_run(second)
+    if len(before_drawn) != len(after_drawn):
+        raise ValueError(f"The runs have {len(before_drawn)} and {len(after_drawn)} draws: expected as many.")
+    noise = _seed_noise([first, second], len(before_drawn), seed)
+    return _comparison(after - before, after_drawn - before_drawn + noise, confidence)
+
+
+def _mean_run(runs: Sequence[Resampled]) -> tuple[float, NDArray[np.float64]]:
+    lengths = sorted({len(run.drawn) for run in runs})
+    if len(lengths) != 1 or not lengths[0]:
+        raise ValueError(f"{len(runs)} runs with {lengths} draws: expected at least one run, all with as many draws.")
+    drawn = np.mean([np.asarray(run.drawn, dtype=np.float64) for run in runs], axis=0)
+    return float(np.mean([run.value for run in runs])), drawn
+
+
+def _seed_noise(methods: Sequence[Sequence[Resampled]], draws: int, seed: int) -> NDArray[np.float64]:
+    """(draws,) what other seeds would add to the mean, or to the difference of two: zero where that is not known."""
+    repeated = [[run.value for run in runs] for runs in methods if len(runs) > 1]
+    squares = np.array([np.var(values, ddof=1) / len(values) for values in repeated])
+    if not squares.any():
+        return np.zeros(draws)
+    freedom = squares.sum() ** 2 / (squares**2 / [len(values) - 1 for values in repeated]).sum()
+    noise: NDArray[np.float64] = student.rvs(
+        freedom, scale=np.sqrt(squares.sum()), size=draws, random_state=np.random.default_rng((seed, 6))
+    )
+    return noise
+
+
+def _comparison(difference: float, drawn: NDArray[np.float64], confidence: float) -> Comparison:
+    known = drawn[~np.isnan(drawn)]
+    tail = min((known <= 0).sum(), (known >= 0).sum()) + 1
+    low, high = _percentiles(drawn, confidence)
+    return Comparison(difference, low, high, p=min(1.0, 2 * float(tail) / (len(known) + 1)))
 
 
 def _bootstrap(

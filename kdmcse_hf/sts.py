@@ -76,6 +76,22 @@ def load_sts(sts_dir: str | Path, task: str, split: str = "test") -> SentencePai
     return SentencePairs(first, second, scores)
 
 
+def sts_subsets(sts_dir: str | Path, task: str) -> dict[str, NDArray[np.int64]]:
+    """Which pairs of a task's test split are of which subset: their rows, by the subset's name.
+
+    STS12 to STS16 have a file a subset (headlines, images, forums ...), STS-B has genres, SICK-R has none.
+    """
+    root = Path(sts_dir)
+    if task in _YEARS:
+        folder = root / "STS" / f"{task}-en-test"
+        names = [subset for subset in _YEARS[task] for _ in _year_subset(folder, subset)]
+    elif task == "STSB":
+        names = [line.split("\t")[0] for line in _lines(root / "STS" / "STSBenchmark" / "sts-test.csv")]
+    else:
+        names = []
+    return {name: np.flatnonzero(np.asarray(names) == name) for name in dict.fromkeys(names)}
+
+
 def score_pairs(encode: Encoder, pairs: SentencePairs) -> dict[str, float]:
     """`spearman` x 100 of cosine and gold, `alignment` of the pairs with gold >= 4, `uniformity` of all sentences.
 

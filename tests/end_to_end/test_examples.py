@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,19 @@ def test_bad_input_ends_in_one_clear_error_before_training(
     if isinstance(caught.value, SystemExit):
         text = run("train_kdmcse.py", *flags, *change).stderr
     assert re.search(message, text)
+
+
+def test_dropout_reaches_every_layer_or_is_refused(
+    flags: list[str], encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from train_kdmcse import main
+
+    trainer = main([*flags, "--max_steps", "1", "--dropout", "0.3"])
+    rates = {module.p for name, module in trainer.model.encoder.named_modules() if hasattr(module, "p")}
+    assert rates == {0.3}
+    other = ["--model_name_or_path", str(encoder_folder("distilbert")), "--output_dir", str(tmp_path / "other")]
+    with pytest.raises(ValueError, match="has no hidden_dropout_prob and attention_probs_dropout_prob"):
+        main([*flags, *other, "--dropout", "0.3"])
 
 
 def test_a_cache_with_a_flipped_bit_is_refused_before_training(flags: list[str], world: Path, tmp_path: Path) -> None:

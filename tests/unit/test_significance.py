@@ -1,8 +1,18 @@
+from dataclasses import astuple
+
 import numpy as np
 import pytest
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm, spearmanr, t, ttest_1samp, ttest_ind
 
-from kdmcse_hf.significance import Comparison, compare_spearman, spearman_intervals
+from kdmcse_hf.significance import (
+    Comparison,
+    Resampled,
+    compare_over_seeds,
+    compare_spearman,
+    interval_over_seeds,
+    resample_spearman,
+    spearman_intervals,
+)
 
 
 def correlated(count: int, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -114,3 +124,64 @@ def test_models_scored_on_other_pairs_are_not_compared() -> None:
         compare_spearman({"a": (cosine, gold)}, {"a": (cosine, gold[::-1])})
     with pytest.raises(ValueError, match="expected the same sets"):
         compare_spearman({"a": (cosine, gold)}, {"b": (cosine, gold)})
+
+
+def certain(*values: float, draws: int = 20_000) -> list[Resampled]:
+    """Runs whose pairs leave nothing open."""
+    return [Resampled(value, np.full(draws, value)) for value in values]
+
+
+def test_where_only_seeds_differ_the_interval_is_student_s() -> None:
+    values = [70.1, 69.2, 70.9, 68.8]
+    found = interval_over_seeds(certain(*values))
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found.value == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.1)
+
+
+def test_where_only_seeds_differ_the_comparison_is_welch_s() -> None:
+    first, second = [70.1, 69.2, 70.9, 68.8, 69.9], [70.6, 71.9, 70.8]
+    found = compare_over_seeds(certain(*first), certain(*second))
+    expected = ttest_ind(second, first, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert found.difference == pytest.approx(np.mean(second) - np.mean(first))
+    assert found.p == pytest.approx(expected.pvalue, rel=0.1)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.1)
+
+
+def test_where_only_pairs_differ_the_comparison_is_the_paired_bootstrap() -> None:
+    (worse, gold), (better, _) = correlated(80, noise=3), correlated(80, noise=2)
+    first, second = ({"a": (cosine, gold), "b": (cosine[::-1], gold)} for cosine in (worse, better))
+    runs = [resample_spearman(sets, resamples=60, seed=2) for sets in (first, second)]
+    for name, expected in compare_spearman(first, second, resamples=60, seed=2).items():
+        for copies in (1, 3):
+            found = compare_over_seeds([runs[0][name]] * copies, [runs[1][name]])
+            assert astuple(found) == pytest.approx(astuple(expected))
+
+
+def test_pairs_and_seeds_add_their_variances() -> None:
+    rng = np.random.default_rng(0)
+    values, pairs = [60.0, 62.0, 64.0], 3 * rng.normal(size=40_000)
+    found = interval_over_seeds([Resampled(value, value + pairs) for value in values])
+    slow = [62 + 3 * rng.normal() + np.sqrt(4 / 3) * t.rvs(2, random_state=rng) for _ in range(4000)]
+    low, high = np.quantile(slow, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.5)
+
+
+def test_three_seeds_of_two_equal_methods_are_called_different_as_rarely_as_promised() -> None:
+    """A bootstrap of the seeds would do so at three times the rate."""
+    rng = np.random.default_rng(1)
+    p = []
+    for _ in range(300):
+        first, second = (certain(*rng.normal(size=3), draws=400) for _ in range(2))
+        p.append(compare_over_seeds(first, second).p)
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.08
+
+
+def test_runs_that_were_not_drawn_alike_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 runs"):
+        interval_over_seeds([])
+    with pytest.raises(ValueError, match=r"2 runs with \[3, 4\] draws"):
+        interval_over_seeds([*certain(1.0, draws=3), *certain(1.0, draws=4)])
+    with pytest.raises(ValueError, match="have 3 and 4 draws"):
+        compare_over_seeds(certain(1.0, draws=3), certain(1.0, draws=4))

@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.metrics import Alignment, Spearman, Uniformity
-from kdmcse_hf.sts import SentencePairs, evaluate_sts, load_sts, score_pairs
+from kdmcse_hf.sts import SentencePairs, evaluate_sts, load_sts, score_pairs, sts_subsets
 
 ANGLES = {"east": 0.0, "near east": 0.1, "north": math.pi / 2, "west": math.pi}
 
@@ -113,6 +113,20 @@ def test_a_year_joins_its_subsets_and_skips_pairs_without_gold(tmp_path: Path) -
     assert pairs.first[0] == "STS14 deft-forum"
     assert set(pairs.second) == {"left"}
     assert load_sts(tmp_path, "SICKR") == SentencePairs(["x y"], ["z"], [4.5])
+
+
+def test_the_pairs_of_a_subset_are_those_of_its_file_and_of_stsb_those_of_its_genre(tmp_path: Path) -> None:
+    write_all_tasks(tmp_path)
+    for task, subset in (("STS14", "images"), ("STS16", "answer-answer")):
+        pairs = load_sts(tmp_path, task)
+        rows = sts_subsets(tmp_path, task)[subset]
+        assert [pairs.first[row] for row in rows] == [f"{task} {subset}"]
+    file = tmp_path / "STS" / "STSBenchmark" / "sts-test.csv"
+    genres = "news forums news".split()
+    file.write_text("".join(f"{genre}\tf\t2026\t1\t{n}\ta\tb\n" for n, genre in enumerate(genres)))
+    found = sts_subsets(tmp_path, "STSB")
+    assert {name: rows.tolist() for name, rows in found.items()} == {"news": [0, 2], "forums": [1]}
+    assert sts_subsets(tmp_path, "SICKR") == {}
 
 
 def test_the_average_is_the_mean_of_the_tasks(tmp_path: Path) -> None:

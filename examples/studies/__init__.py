@@ -1,0 +1,1 @@
+"""What `examples/run_study.py` is made of: the grid, its material, its runs, their measures and the report."""

@@ -1,0 +1,210 @@
+"""A study as its YAML file states it: rows of flags, how often each is run, tables and comparisons."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdmcse_hf.sts import TASKS
+
+_KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
+_KEYS |= {"subsets", "plots", "notes"}
+_ROW_KEYS = {"like", "label", "seeds", "train", "keep"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: flags of `train_kdmcse.py`, as text, with `${NAME}` not yet replaced.
+
+    Attributes:
+        name: in results and file names.
+        label: in tables.
+        flags: by name, without dashes.
+        seeds: one run each.
+        train: `False` scores the encoder as it is.
+        keep: whether the weights are kept.
+    """
+
+    name: str
+    label: str
+    flags: dict[str, str]
+    seeds: tuple[int, ...]
+    train: bool = True
+    keep: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that makes two rows the same run."""
+        content = json.dumps([self.flags, self.train], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row with one seed."""
+
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a YAML file states.
+
+    Attributes:
+        name: of the file.
+        title: of the report.
+        rows: all that are known, those of included files first.
+        own: the names of this file's rows: what it runs.
+        prepare: what has to exist before; see [`studies.material`].
+        tasks: STS sets to score.
+        tables: names of rows by title.
+        comparisons: by name, two rows: the second minus the first.
+        subsets: the comparisons that are told by subset, too.
+        plots: names of the rows that the plots show.
+        notes: what a reader of the report has to know.
+    """
+
+    name: str
+    title: str
+    rows: dict[str, Row]
+    own: tuple[str, ...]
+    prepare: tuple[dict[str, str], ...]
+    tasks: tuple[str, ...]
+    tables: dict[str, tuple[str, ...]]
+    comparisons: dict[str, tuple[str, str]]
+    subsets: tuple[str, ...]
+    plots: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def runs(self, rows: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Run]:
+        """The runs of these rows (by default this file's own) and seeds: all rows of one seed before the next.
+
+        Raises:
+            ValueError: an unknown row.
+        """
+        names = self.own if rows is None else rows
+        unknown = sorted(set(names) - set(self.rows))
+        if unknown:
+            raise ValueError(f"Unknown rows: {', '.join(unknown)}. The study has {', '.join(self.rows)}.")
+        chosen = [self.rows[name] for name in self.rows if name in names]
+        every = sorted({seed for row in chosen for seed in row.seeds if seeds is None or seed in seeds})
+        return [Run(row, seed) for seed in every for row in chosen if seed in row.seeds]
+
+
+def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> Study:
+    """Reads a study.
+
+    Args:
+        path: of the YAML file.
+        changes: flags that overrule those of every row.
+
+    Raises:
+        ValueError: the file cannot be read, or states something that makes no sense; says where.
+    """
+    path = Path(path)
+    stated, included = _read(path)
+    rows: dict[str, Row] = {}
+    for part in (*included, stated):
+        for name, row in (part.get("rows") or {}).items():
+            if name in rows:
+                raise ValueError(f"{path}: the row {name!r} is there twice.")
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"{path}: a row is called {name!r}: expected letters, digits, '_', '-' and '.'.")
+            rows[name] = _row(path, name, row or {}, part, rows, dict(changes or {}))
+    own = tuple(stated.get("rows") or {})
+    merged = {key: value for part in (*included, stated) for key, value in part.items()}
+    study = Study(
+        name=path.stem,
+        title=str(stated.get("title", path.stem)),
+        rows=rows,
+        own=own,
+        prepare=tuple(step for part in (*included, stated) for step in part.get("prepare") or ()),
+        tasks=tuple(merged.get("tasks") or TASKS),
+        tables={title: tuple(names) for title, names in (stated.get("tables") or {"Results": own}).items()},
+        comparisons={name: (first, second) for name, (first, second) in (stated.get("comparisons") or {}).items()},
+        subsets=tuple(stated.get("subsets") or ()),
+        plots=tuple(stated.get("plots") or own),
+        notes=tuple(merged.get("notes") or ()),
+    )
+    named = {*study.plots, *(n for names in (*study.tables.values(), *study.comparisons.values()) for n in names)}
+    if unknown := sorted(named - set(rows)):
+        raise ValueError(f"{path}: tables, comparisons or plots name unknown rows: {', '.join(unknown)}.")
+    if unknown := sorted(set(study.subsets) - set(study.comparisons)):
+        raise ValueError(f"{path}: `subsets` names unknown comparisons: {', '.join(unknown)}.")
+    return study
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a file states, and what the file that it includes states; the common flags of that one hold for both."""
+    try:
+        stated = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"The study {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"The study {path} cannot be read: {error}") from error
+    if not isinstance(stated, dict) or not set(stated) <= _KEYS:
+        found = sorted(set(stated) - _KEYS) if isinstance(stated, dict) else type(stated).__name__
+        raise ValueError(f"The study {path} has {found}: expected a mapping with {', '.join(sorted(_KEYS))}.")
+    included: list[dict[str, Any]] = []
+    if "include" in stated:
+        other, before = _read(path.parent / stated["include"])
+        included = [*before, other]
+        stated["common"] = {**(other.get("common") or {}), **(stated.get("common") or {})}
+        stated.setdefault("seeds", other.get("seeds", 1))
+    return stated, included
+
+
+def _row(
+    path: Path, name: str, stated: dict[str, Any], part: dict[str, Any], known: dict[str, Row], changes: dict[str, str]
+) -> Row:
+    flags = {flag: value for flag, value in stated.items() if flag not in _ROW_KEYS}
+    if forbidden := sorted({"seed", "output_dir", "resume_from_checkpoint"} & set(flags)):
+        raise ValueError(f"{path}, row {name!r}: {', '.join(forbidden)} is set by the study itself.")
+    like = stated.get("like")
+    if like is not None and like not in known:
+        raise ValueError(f"{path}, row {name!r}: `like: {like}` names no row above it.")
+    base: Mapping[str, Any] = part.get("common") or {} if like is None else known[like].flags
+    merged = {**base, **flags, **changes}
+    if missing := [flag for flag in ("model_name_or_path", "sts_dir") if merged.get(flag) is None]:
+        raise ValueError(f"{path}, row {name!r}: {' and '.join(missing)} is missing; `common` is the place for it.")
+    seeds = stated.get("seeds", part.get("seeds", 1))
+    return Row(
+        name=name,
+        label=str(stated.get("label", name)),
+        # `null` takes a flag of `common` or of the row that this one is like away.
+        flags={flag: _text(value) for flag, value in sorted(merged.items()) if value is not None},
+        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
+        train=bool(stated.get("train", like is None or known[like].train)),
+        keep=bool(stated.get("keep", False)),
+    )
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def expand(text: str, places: Mapping[str, str]) -> str:
+    """`text` with each `${NAME}` replaced by one of `places`, or by the environment variable.
+
+    Raises:
+        ValueError: there is no such place.
+    """
+
+    def place(match: "re.Match[str]") -> str:
+        value = places.get(match[1]) or os.environ.get(match[1])
+        if not value:
+            raise ValueError(f"{text!r} needs the environment variable {match[1]}, which is not set.")
+        return value
+
+    return re.sub(r"\$\{(\w+)\}", place, text)

@@ -1,0 +1,112 @@
+"""The results folder: a JSON line a finished run, and the cosines of its pairs."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdmcse_hf.teacher.shard import publishing
+from studies.grid import Row, Run
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Results:
+    """What finished runs left in a folder.
+
+    | | |
+    |---|---|
+    | `results.jsonl` | a line a run |
+    | `cosines/ROW-SEED.npz` | of every pair of every STS set, float32 |
+    | `cosines/gold.npz` | the gold scores of those pairs |
+    | `draws/ROW-SEED.npz` | the scores of resampled pairs, for intervals |
+    | `logs/ROW-SEED.log` | what the run printed |
+    | `runs/ROW-SEED/` | runs at work, or failed; and the weights of rows with `keep` |
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "results.jsonl"
+
+    def records(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """By row and seed, in the order in which they finished."""
+        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+        records = (json.loads(line) for line in lines)
+        return {(record["row"], record["seed"]): record for record in records}
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Appends a line; a kill leaves the file with or without the whole of it."""
+        before = self.file.read_bytes() if self.file.exists() else b""
+        with publishing(self.file) as file:
+            file.write(before + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def run_folder(self, run: Run) -> Path:
+        return self.folder / "runs" / run.name
+
+    def log_file(self, run: Run) -> Path:
+        return self.folder / "logs" / f"{run.name}.log"
+
+    def failure(self, run: Run) -> str | None:
+        """Why the run's last start failed."""
+        path = self.run_folder(run) / "failure.txt"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def save_arrays(self, kind: str, name: str, arrays: Arrays) -> None:
+        folder = self.folder / kind
+        folder.mkdir(exist_ok=True)
+        with publishing(folder / f"{name}.npz") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    def arrays(self, kind: str, name: str) -> Arrays | None:
+        path = self.folder / kind / f"{name}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as saved:
+            return {key: saved[key] for key in saved.files}
+
+    def check_same_flags(self, rows: list[Row]) -> None:
+        """Refuses rows that were run with other flags: their seeds would be of two kinds.
+
+        Raises:
+            ValueError: names the rows and the flags that differ.
+        """
+        changed = []
+        known = {row.name: row for row in rows}
+        for (name, seed), record in self.records().items():
+            if name in known and record["fingerprint"] != known[name].fingerprint:
+                before, now = record["flags"], known[name].flags
+                flags = [
+                    f"{flag} was {before.get(flag)!r}, is {now.get(flag)!r}"
+                    for flag in sorted({*before, *now})
+                    if before.get(flag) != now.get(flag)
+                ]
+                changed.append(f"{name} (seed {seed}): {', '.join(flags) or 'trained or not'}")
+        if changed:
+            raise ValueError(
+                f"{self.file} has runs of the same rows with other flags:\n  "
+                + "\n  ".join(changed)
+                + "\nGive the row another name or the study another --output_dir, or remove those lines."
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second study out of the folder; a killed one keeps nobody out.
+
+        Raises:
+            ValueError: another one is at work.
+        """
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"Another study is writing to {self.folder}: wait for it or choose another folder."
+                ) from error
+            yield

@@ -1,0 +1,311 @@
+"""A study on the small world: killed, failed, changed; and what its tables say."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from run_study import main
+from scipy.stats import spearmanr, ttest_1samp
+from studies.grid import expand, load_study
+from studies.report import write_report
+from studies.results import Results
+from studies.tables import Findings, Table, comparisons_table, mean_and_deviation, scores_table
+
+from kdmcse_hf.sts import load_sts
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def study_file(world: Path, tmp_path: Path) -> Path:
+    content = {
+        "title": "A small study",
+        "common": {
+            "model_name_or_path": str(world / "student"),
+            "text_file": str(world / "sentences.txt"),
+            "sts_dir": str(world / "sts"),
+            "pooling": "mean",
+            "max_steps": 6,
+            "eval_steps": 2,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 16,
+            "pair_every_n_steps": 2,
+            "learning_rate": "1e-3",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        },
+        "tasks": ["STSB"],
+        "seeds": 2,
+        "rows": {
+            "untrained": {"train": False, "seeds": 1},
+            "broken": {"preset": "mcse", "teacher_cache": str(world / "gone"), "seeds": 1},
+            "simcse": {"preset": "simcse", "label": "text only"},
+            "kdmcse": {"teacher_cache": str(world / "cache"), "label": "KDMCSE"},
+            "no_filter": {"like": "kdmcse", "image_threshold": "none", "caption_threshold": "none", "seeds": 1},
+        },
+        "comparisons": {"pictures help": ["simcse", "kdmcse"], "the filter helps": ["no_filter", "kdmcse"]},
+        "subsets": ["pictures help"],
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def change(path: Path, **rows: dict) -> None:
+    content = yaml.safe_load(path.read_text())
+    content["rows"] |= rows
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def without_costs(folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert all(record.pop("cost")["starts"] for record in records)
+    return records
+
+
+def pretend(results: Results, study_file: Path, scores: dict[str, list[float]]) -> None:
+    """Finished runs of given scores, with cosines that leave no doubt about pairs."""
+    study = load_study(study_file)
+    gold = np.linspace(0, 5, 12)
+    results.folder.mkdir(exist_ok=True)
+    results.save_arrays("cosines", "gold", {"STSB": gold})
+    for name, values in scores.items():
+        row = study.rows[name]
+        for seed, value in enumerate(values):
+            results.save_arrays("cosines", f"{name}-{seed}", {"STSB": (gold / 10).astype(np.float32)})
+            draws = np.full(1000, value, dtype=np.float32)
+            results.save_arrays("draws", f"{name}-{seed}", {"STSB": draws, "avg": draws})
+            results.add(
+                {"row": name, "seed": seed, "fingerprint": row.fingerprint, "flags": row.flags, "subsets": {}}
+                | {"sts": {"STSB": value, "avg": value}, "stsb": {"dev": {"spearman": value + 1}}, "rates": {}}
+                | {"commit": "c", "hardware": "h", "versions": {"torch": "1"}, "cost": {}}
+            )
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(study_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "run_study.py"), str(study_file), "--rows", "untrained", "kdmcse"]
+    straight = subprocess.run([*command, "--output_dir", str(tmp_path / "straight")], capture_output=True, text=True)
+    assert straight.returncode == 0, straight.stdout + straight.stderr
+
+    folder = tmp_path / "killed"
+    with subprocess.Popen([*command, "--output_dir", str(folder)], stdout=subprocess.DEVNULL) as killed:
+        checkpoint = folder / "runs" / "kdmcse-0" / "model" / "checkpoint-2" / "trainer_state.json"
+        while not checkpoint.exists():
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "runs" / "kdmcse-0" / "record.json").exists()
+    done = subprocess.run([*command, "--output_dir", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 3 runs are done already" in done.stdout
+    assert without_costs(folder) == without_costs(tmp_path / "straight")
+    assert (folder / "logs" / "kdmcse-0.log").read_text().count("=== kdmcse-0, start") == 2
+    assert not any((folder / "runs").iterdir())
+
+    record = without_costs(folder)[-1]
+    assert [point["step"] for point in record["dev"]] == [2, 4, 6]
+    assert {"spearman", "alignment", "uniformity"} <= record["dev"][0].keys()
+    assert {"image_filter_rate", "image_margin_rate"} <= record["rates"].keys()
+    with np.load(folder / "cosines" / "kdmcse-1.npz") as cosines, np.load(folder / "cosines" / "gold.npz") as gold:
+        assert record["sts"]["STSB"] == pytest.approx(100 * spearmanr(cosines["STSB"], gold["STSB"]).statistic, abs=0.2)
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_told_and_the_rest_goes_on(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    arguments = [str(study_file), "--output_dir", str(folder), "--seeds", "0", "--set", "max_steps=2"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"broken-0: FAILED: .*gone is not a teacher cache", printed)
+    assert "1 runs failed: broken-0" in printed
+    done = [record["row"] for record in without_costs(folder)]
+    assert done == ["untrained", "simcse", "kdmcse", "no_filter"]
+    assert "broken-0: " in (folder / "small" / "report.md").read_text()
+
+    change(study_file, broken={"preset": "simcse", "seeds": 1})  # without a checkpoint, other flags mix nothing
+    assert main(arguments) == 0
+    assert "4 of 5 runs are done already" in capsys.readouterr().out
+    report = (folder / "small" / "report.md").read_text()
+    assert "Failed" not in report
+    assert "1 of 2" in report
+    assert (folder / "small" / "comparisons.tex").exists()
+
+
+def test_a_row_with_other_flags_than_its_finished_runs_is_refused_by_name(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(Results(tmp_path / "results"), study_file, {"simcse": [50.0]})
+    change(study_file, simcse={"preset": "simcse", "learning_rate": "2e-3"})
+    with pytest.raises(SystemExit):
+        main([str(study_file), "--output_dir", str(tmp_path / "results"), "--report_only"])
+    assert "simcse (seed 0): learning_rate was '1e-3', is '2e-3'" in capsys.readouterr().err
+
+
+def test_two_studies_do_not_write_to_one_folder_at_once(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Results(tmp_path / "results").locked(), pytest.raises(SystemExit):
+        main([str(study_file), "--output_dir", str(tmp_path / "results")])
+    assert "Another study is writing to" in capsys.readouterr().err
+
+
+def test_all_rows_of_a_seed_come_before_the_next_seed(study_file: Path) -> None:
+    names = [run.name for run in load_study(study_file).runs()]
+    assert names == ["untrained-0", "broken-0", "simcse-0", "kdmcse-0", "no_filter-0", "simcse-1", "kdmcse-1"]
+    assert [run.name for run in load_study(study_file).runs(["kdmcse"], [1])] == ["kdmcse-1"]
+
+
+def test_a_row_like_another_takes_its_flags_and_null_takes_one_away(study_file: Path, tmp_path: Path) -> None:
+    change(study_file, captions={"like": "no_filter", "text_file": None, "learning_rate": 1e-4})
+    other = tmp_path / "other.yaml"
+    other.write_text("include: small.yaml\nrows:\n  more: {like: captions, max_steps: 9}\n")
+    study = load_study(other, {"logging_steps": "3"})
+    flags = study.rows["more"].flags
+    assert "text_file" not in flags
+    expected = {"max_steps": "9", "image_threshold": "none", "use_cpu": "true", "logging_steps": "3"}
+    assert expected.items() <= flags.items()
+    assert [run.name for run in study.runs()] == ["more-0", "more-1"]
+    assert study.rows["kdmcse"].flags == {**load_study(study_file).rows["kdmcse"].flags, "logging_steps": "3"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"like": "nobody"}, "`like: nobody` names no row above it"),
+        ({"seed": 3}, "seed is set by the study itself"),
+        ({"sts_dir": None}, "sts_dir is missing"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_refused_by_name(row: dict, message: str, study_file: Path) -> None:
+    change(study_file, odd=row)
+    with pytest.raises(ValueError, match=f"row 'odd'.*{message}"):
+        load_study(study_file)
+
+
+def test_means_deviations_and_intervals_of_the_tables_are_the_textbook_s(study_file: Path, tmp_path: Path) -> None:
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"simcse": [50.0, 53.0], "kdmcse": [70.0]})
+    study = load_study(study_file)
+    found = Findings(study, results, "unused")
+    table = scores_table(found, "Scores", ["untrained", "simcse", "kdmcse"])
+    untrained, simcse, kdmcse = table.rows
+    assert table.head == ("", "seeds", "STSB", "avg", "avg, 95 %", "STS-B dev")
+    assert untrained == ("untrained", "not run", "", "", "", "")
+    deviation = np.std([50, 53], ddof=1)
+    assert simcse[:4] == ("text only", "2", f"51.50 ± {deviation:.2f}", f"51.50 ± {deviation:.2f}")
+    assert simcse[5] == f"52.50 ± {deviation:.2f}"
+    low, high = map(float, simcse[4].split(" to "))
+    expected = ttest_1samp([50, 53], 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=0.25)  # 1,000 draws of a Cauchy
+    assert kdmcse == ("KDMCSE", "1 of 2", "70.00", "70.00", "70.00 to 70.00", "71.00")
+
+    pictures, filtered = comparisons_table(found).rows
+    assert pictures[:4] == ("pictures help", "KDMCSE − text only", "1 of 2 / 2", "+18.50")
+    assert filtered[-1] == "not run"
+
+
+def test_a_report_can_be_had_at_any_time(study_file: Path, tmp_path: Path) -> None:
+    results = Results(tmp_path / "results")
+    results.folder.mkdir()
+    study = load_study(study_file)
+    assert "0 of 7 runs are done" in write_report(study, results, {}).read_text()
+    pretend(results, study_file, {"untrained": [40.0], "simcse": [50.0, 53.0], "kdmcse": [70.0, 71.0]})
+    report = write_report(study, results, {}).read_text()
+    assert "5 of 7 runs are done" in report
+    assert "| KDMCSE | 2 | 70.50 ± 0.71 |" in report
+    tex = (results.folder / "small" / "results.tex").read_text()
+    assert r"KDMCSE & 2 & 70.50 $\pm$ 0.71 & " in tex
+    assert r"avg, 95 \%" in tex
+
+
+def test_without_matplotlib_the_tables_come_and_a_line_says_how_to_get_plots(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "studies.plots", raising=False)
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"simcse": [50.0, 53.0]})
+    report = write_report(load_study(study_file), results, {}).read_text()
+    assert "| text only | 2 | 51.50" in report
+    assert "pip install 'kdmcse_hf[viz]'" in report
+
+
+def test_draws_are_those_of_the_kept_cosines(study_file: Path, world: Path, tmp_path: Path) -> None:
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"simcse": [50.0]})
+    gold = np.asarray(load_sts(world / "sts", "STSB").scores)
+    cosine = (gold + np.random.default_rng(0).normal(size=len(gold))).astype(np.float32)
+    results.save_arrays("cosines", "gold", {"STSB": gold})
+    results.save_arrays("cosines", "simcse-0", {"STSB": cosine})
+    (results.folder / "draws" / "simcse-0.npz").unlink()
+    (run,) = Findings(load_study(study_file), results, str(world / "sts")).resampled("simcse", "STSB")
+    rng = np.random.default_rng((0, 5, 0))
+    rows = rng.integers(len(gold), size=len(gold))
+    assert run.drawn[0] == pytest.approx(100 * spearmanr(cosine[rows], gold[rows]).statistic, abs=1e-4)
+    assert set(results.arrays("draws", "simcse-0")) >= {"STSB", "avg"}
+
+
+def test_cells_are_escaped() -> None:
+    table = Table("T & U", ("", "a_b"), (("x|y", "1 ± 2"),))
+    assert table.markdown().splitlines()[2] == r"| x\|y | 1 ± 2 |"
+    assert r"a\_b" in table.latex()
+    assert table.file_name == "t_u"
+    assert [mean_and_deviation(values) for values in ([], [1.0], [1.0, 3.0])] == ["", "1.00", "2.00 ± 1.41"]
+
+
+def test_a_missing_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ValueError, match="environment variable NOWHERE"):
+        expand("${WORK}/${NOWHERE}/x", {"WORK": "w"})
+
+
+@pytest.mark.parametrize("name", ["main", "ablations", "clean", "improvements"])
+def test_every_row_of_the_shipped_studies_has_flags_that_the_script_takes(name: str, tmp_path: Path) -> None:
+    from train_kdmcse import DataArguments, ModelArguments
+    from train_variants import split_flags
+
+    from kdmcse_hf import KDMCSETrainingArguments, Objective
+    from kdmcse_hf.arguments import parse_arguments
+
+    study = load_study(EXAMPLES / "studies" / f"{name}.yaml")
+    shown = {row for rows in study.tables.values() for row in rows}
+    assert set(study.own) <= shown
+    types = (ModelArguments, DataArguments, Objective, KDMCSETrainingArguments)
+    for row in (study.rows[row] for row in study.own):
+        flags = [text for flag, value in row.flags.items() for text in (f"--{flag}", value)]
+        parse_arguments(types, [*split_flags(flags)[1], "--output_dir", str(tmp_path), "--bf16", "false"])
+
+
+def test_plots_are_drawn_of_what_is_there(study_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from studies.plots import draw_all
+
+    results = Results(tmp_path / "results")
+    assert draw_all(Findings(load_study(study_file), results, ""), tmp_path) == []
+    pretend(results, study_file, {"simcse": [50.0, 53.0], "kdmcse": [70.0]})
+    records = list(results.records().values())
+    results.file.unlink()
+    for record in records:
+        points = [{"step": s, "spearman": 50.0 + s, "alignment": 0.2, "uniformity": -2.0 - s} for s in (1, 2)]
+        results.add({**record, "dev": points})
+    found = Findings(load_study(study_file), results, "")
+    drawn = draw_all(found, tmp_path)
+    assert [path.stem for path in drawn] == ["scores", "dev_curves", "alignment_and_uniformity", "cosines_by_gold"]
+    for path in drawn:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    texts = (tmp_path / "dev_curves.svg").read_text()
+    before = [path.with_suffix(".svg").read_bytes() for path in drawn]
+    assert "text only" in texts
+    draw_all(found, tmp_path)
+    assert before == [path.with_suffix(".svg").read_bytes() for path in drawn]  # so that a repository shows no change
