@@ -25,7 +25,7 @@ bench: $(VENV)/.bench
 
 $(VENV)/.quickstart: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --no-compile -c constraints.txt -e ".[vision]"
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[vision]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.quickstart
