@@ -83,7 +83,7 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         lines = (ROOT / "constraints.txt").read_text().splitlines()
         constraints = folder / f"{client}.txt"
         constraints.write_text("\n".join(line for line in lines if line.partition("==")[0] not in pinned))
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-compile"]
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q"]
         if packages:
             checked([*pip, "-c", str(constraints), *packages])
         made[client] = python
