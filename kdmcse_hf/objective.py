@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kdmcse_hf.losses import cosine_matrix, info_nce, noisy_negatives, positive_mask, subtract_angle
 from kdmcse_hf.threshold import Threshold
@@ -162,6 +164,9 @@ class PairEmbeddings:
         return PairEmbeddings(**mapped)
 
 
+_PAIRS_AT_ONCE = 2**22  # of anchor and candidate: each matrix of the loss takes 16 MB
+
+
 @dataclass
 class ObjectiveOutput:
     """`loss` to minimise, `terms` that make it up and `rates` that describe the batch: all scalar tensors."""
@@ -186,9 +191,43 @@ def compute_objective(
     Returns:
         `terms`: `text_loss`, `image_loss`, `caption_loss`. `rates`, per cross-modal term: `*_filter_rate` (filtered
         share of the negatives that `mask_same_image` leaves), `*_margin_rate` (share of the remaining negatives that
-        got a margin).
+        got a margin). In a batch of thousands of rows, rates are means over blocks of anchors.
     """
     candidates = anchors if candidates is None else candidates
+    num_anchors = anchors.text.shape[0]
+    block = max(1, _PAIRS_AT_ONCE // len(candidates.text))
+    if num_anchors <= block:
+        return _objective(objective, anchors, candidates, first_positive)
+    blocks, shares = [], []
+    for first in range(0, num_anchors, block):
+        rows = slice(first, first + block)
+        # Backward makes each block's matrices again, so that no two blocks' are held at once.
+        blocks.append(
+            checkpoint(
+                _objective,
+                objective,
+                anchors.map(itemgetter(rows)),
+                candidates,
+                first_positive + first,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        )
+        shares.append(len(anchors.text[rows]) / num_anchors)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
+
+    return ObjectiveOutput(
+        loss=mean([part.loss for part in blocks]),
+        terms={name: mean([part.terms[name] for part in blocks]) for name in blocks[0].terms},
+        rates={name: mean([part.rates[name] for part in blocks]) for name in blocks[0].rates},
+    )
+
+
+def _objective(
+    objective: Objective, anchors: PairEmbeddings, candidates: PairEmbeddings, first_positive: int
+) -> ObjectiveOutput:
     num_anchors = anchors.text.shape[0]
     positives = torch.arange(first_positive, first_positive + num_anchors, device=anchors.text.device)
     same_image = None

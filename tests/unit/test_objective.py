@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import torch
 
+from kdmcse_hf import objective as objective_module
 from kdmcse_hf.calibration import calibrate
-from kdmcse_hf.objective import PRESETS, Objective, PairEmbeddings
+from kdmcse_hf.objective import PRESETS, Objective, PairEmbeddings, compute_objective
 from kdmcse_hf.threshold import Threshold
 
 
@@ -82,3 +83,31 @@ def test_a_field_out_of_range_is_refused_by_name(field: str, value: object) -> N
 
 def test_every_switch_explains_itself() -> None:
     assert all(field.metadata["help"] for field in dataclasses.fields(Objective))
+
+
+@pytest.mark.parametrize("preset", ["simcse", "kdmcse", "kdmcse_reference"])
+def test_a_large_batch_in_blocks_has_the_loss_and_gradients_of_one_piece(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(count: int) -> PairEmbeddings:
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+
+        learned = {"text": draw(2, 8), "grounded": draw(2, 6), "image": draw(6), "caption": draw(6)}
+        learned = {name: tensor.requires_grad_() for name, tensor in learned.items()}
+        return PairEmbeddings(
+            **learned, teacher_image=draw(5), teacher_text=draw(5), image_ids=torch.arange(count) // 2
+        )
+
+    candidates = rows(22)
+    anchors = candidates.map(lambda tensor: tensor[5:18])  # as on one of several processes
+    leaves = [candidates.text, candidates.grounded, candidates.image, candidates.caption]
+    found = []
+    for pairs_at_once in (10**6, 22 * 4):
+        monkeypatch.setattr(objective_module, "_PAIRS_AT_ONCE", pairs_at_once)
+        output = compute_objective(PRESETS[preset], anchors, candidates, first_positive=5)
+        gradients = torch.autograd.grad(output.loss, leaves, allow_unused=True, materialize_grads=True)
+        found.append((output.loss, output.terms, gradients))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-14)
