@@ -151,10 +151,14 @@ class _Run:
         return same and sha256(self.part(number), header.offset) == header.data
 
     def _check_same(self, begun: dict[str, Any], index: dict[str, Any]) -> None:
-        before, now = ({**found["encoder"], **found["input"], "rows_per_part": found["rows_per_part"]} for found in
-                       (begun, index))  # fmt: skip
-        different = [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in now | before
-                     if before.get(name) != now.get(name)]  # fmt: skip
+        before, now = (
+            {**found["encoder"], **found["input"], "rows_per_part": found["rows_per_part"]} for found in (begun, index)
+        )
+        different = [
+            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+            for name in now | before
+            if before.get(name) != now.get(name)
+        ]
         if different:
             raise CacheError(
                 f"{self.folder} holds vectors of something else: {'; '.join(different)}. Go on with its model, input "

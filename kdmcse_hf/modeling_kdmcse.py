@@ -394,7 +394,8 @@ def embed_sentences(
                         raise
                     batch_size = None if batch_size is None else len(chunk) // 2
                     tokens, least = len(chunk) // 2 * lengths[chunk[0]], 1
-                    torch.accelerator.empty_cache()
+                    if model.device.type != "cpu":
+                        torch.get_device_module(model.device).empty_cache()
                     continue
                 vectors[[first + row for row in chunk]] = found
                 rows = rows[len(chunk) :]
