@@ -2,6 +2,7 @@
 
     python examples/run_study.py examples/studies/main.yaml --output_dir results
     python examples/run_study.py examples/studies/main.yaml --output_dir results --rows kdmcse mcse_dual --seeds 0 1
+    python examples/run_study.py examples/studies/main.yaml --output_dir results --runs_at_once 8
     python examples/run_study.py examples/studies/main.yaml --output_dir results --report_only
 
 Killed, it goes on with the same command. `KDMCSE_DATA` names the data kit that the studies here read. A row is flags
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--set", nargs="+", default=[], metavar="FLAG=VALUE", help="overrules a flag of every row")
     parser.add_argument("--work_dir", type=Path, help="${WORK}: what is prepared (default: work in --output_dir)")
+    parser.add_argument("--runs_at_once", type=int, default=1, help="each has one GPU, or its share of the cores")
     parser.add_argument("--report_only", action="store_true", help="write the report of what is done")
     parser.add_argument("--list", action="store_true", help="print the runs and their commands")
     args = parser.parse_args(argv)
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         if not args.report_only:
             with results.locked():
                 prepare(study.prepare, places)
-                failed = do_runs(runs, results, study.tasks, places)
+                failed = do_runs(runs, results, study.tasks, places, args.runs_at_once)
         print(write_report(study, results, places))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")

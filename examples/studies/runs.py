@@ -1,4 +1,4 @@
-"""Doing the runs: one process each, one after the other, each from where it was when it was last killed."""
+"""Doing the runs: one process each, one or several at once, each from where it was when it was last killed."""
 
 import json
 import os
@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
 from studies.grid import Run, expand
@@ -17,37 +19,76 @@ from studies.results import Results
 EXAMPLES = Path(__file__).parents[1]
 
 
-def do_runs(runs: Sequence[Run], results: Results, tasks: Sequence[str], places: Mapping[str, str]) -> list[str]:
+def do_runs(
+    runs: Sequence[Run], results: Results, tasks: Sequence[str], places: Mapping[str, str], at_once: int = 1
+) -> list[str]:
     """Does what is not done yet.
+
+    Args:
+        at_once: runs at work at a time. Each has one GPU, and its share of the processor's threads.
 
     Returns:
         The names of the runs that failed; why, is told as it happens and by [`Results.failure`].
+
+    Raises:
+        ValueError: `at_once` is below 1, or a run was begun with other flags.
     """
     done = results.records()
     todo = [run for run in runs if (run.row.name, run.seed) not in done]
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done already", flush=True)
-    failed = []
-    start = time.monotonic()
-    with tqdm(total=len(todo), desc="Study", unit="run", disable=None) as bar:
-        for number, run in enumerate(todo, start=1):
-            bar.set_postfix_str(run.name)
-            begun = time.monotonic()
-            reason = _do(run, results, tasks, places)
-            now = time.monotonic()
-            left = (now - start) / number * (len(todo) - number)
-            if reason is None:
-                avg = results.records()[run.row.name, run.seed]["sts"]["avg"]
-                outcome = f"STS avg {avg:.2f}"
-            else:
-                failed.append(run.name)
-                outcome = f"FAILED: {reason}"
-            bar.write(
-                f"[{number}/{len(todo)}] {run.name}: {outcome} ({_time(now - begun)}; about {_time(left)} left)",
-                file=sys.stdout,
-            )
-            sys.stdout.flush()
-            bar.update()
+    failed: list[str] = []
+    ended_runs = 0
+    start, waiting, free = time.monotonic(), todo.copy(), shares(at_once)
+    at_work: list[_RunAtWork] = []
+    try:
+        with tqdm(total=len(todo), desc="Study", unit="run", disable=None) as bar:
+            while waiting or at_work:
+                while waiting and free:
+                    at_work.append(_start(waiting.pop(0), results, tasks, places, free.pop()))
+                for ended in [one for one in at_work if one.process is None or one.process.poll() is not None]:
+                    at_work.remove(ended)
+                    free.append(ended.share)
+                    reason = _finish(ended, results)
+                    failed += [ended.run.name] if reason else []
+                    bar.update()
+                    ended_runs += 1
+                    left = (time.monotonic() - start) / ended_runs * (len(todo) - ended_runs)
+                    outcome = f"FAILED: {reason}" if reason else f"STS avg {_average(results, ended.run):.2f}"
+                    took = _time(time.monotonic() - ended.begun)
+                    bar.write(
+                        f"[{ended_runs}/{len(todo)}] {ended.run.name}: {outcome} ({took}; about {_time(left)} left)",
+                        file=sys.stdout,
+                    )
+                    sys.stdout.flush()
+                bar.set_postfix_str(", ".join(one.run.name for one in at_work))
+                time.sleep(0.1)
+    finally:
+        for one in at_work:
+            if one.process is not None:
+                one.process.kill()
+                one.process.communicate()
     return failed
+
+
+def shares(at_once: int) -> list[dict[str, str]]:
+    """The environment variables that give each of `at_once` runs its part of this machine.
+
+    Raises:
+        ValueError: `at_once` is below 1.
+    """
+    if at_once < 1:
+        raise ValueError(f"--runs_at_once is {at_once}: expected at least 1.")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    return [
+        {
+            # A run is one process: were it to see several GPUs, they would split its batches and their negatives.
+            **({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}),
+            **({"OMP_NUM_THREADS": threads} if at_once > 1 else {}),
+        }
+        for number in range(at_once)
+    ]
 
 
 def _time(seconds: float) -> str:
@@ -61,38 +102,55 @@ def _time(seconds: float) -> str:
     )
 
 
-def _do(run: Run, results: Results, tasks: Sequence[str], places: Mapping[str, str]) -> str | None:
-    """Why it failed, or `None`."""
-    folder, log = results.run_folder(run), results.log_file(run)
+@dataclass(frozen=True, eq=False)
+class _RunAtWork:
+    run: Run
+    share: dict[str, str]
+    begun: float
+    process: "subprocess.Popen[bytes] | None"
+    """`None` if it was killed between its last file and the study's list of results."""
+
+
+def _start(
+    run: Run, results: Results, tasks: Sequence[str], places: Mapping[str, str], share: dict[str, str]
+) -> _RunAtWork:
+    folder, log, process = results.run_folder(run), results.log_file(run), None
     if not (folder / "record.json").exists():
         starts = _begin(run, folder, tasks, places)
         log.parent.mkdir(exist_ok=True)
+        path = os.pathsep.join(filter(None, (str(EXAMPLES), os.environ.get("PYTHONPATH"))))
         with log.open("ab") as file:
             file.write(f"=== {run.name}, start {starts}\n".encode())
             file.flush()
-            path = os.pathsep.join(filter(None, (str(EXAMPLES), os.environ.get("PYTHONPATH"))))
             # Its standard input ends when this process does, however that ends; then it stops, too.
-            with subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "studies.one_run", str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": path, "TQDM_DISABLE": "1"},
-            ) as process:
-                try:
-                    status = process.wait()
-                except BaseException:
-                    process.kill()
-                    raise
-        if status:
-            reason = _reason(status, log)
-            (folder / "failure.txt").write_text(reason, encoding="utf-8")
-            return reason
+                env={**os.environ, **share, "PYTHONPATH": path, "TQDM_DISABLE": "1"},
+            )
+    return _RunAtWork(run, share, time.monotonic(), process)
+
+
+def _finish(ended: _RunAtWork, results: Results) -> str | None:
+    """Why it failed, or `None`: then it is among the results."""
+    folder = results.run_folder(ended.run)
+    if ended.process is not None and ended.process.stdin is not None:
+        ended.process.stdin.close()
+    if ended.process is not None and ended.process.returncode:
+        reason = _reason(ended.process.returncode, results.log_file(ended.run))
+        (folder / "failure.txt").write_text(reason, encoding="utf-8")
+        return reason
     results.add(json.loads((folder / "record.json").read_text(encoding="utf-8")))
     (folder / "failure.txt").unlink(missing_ok=True)
-    for part in folder.glob("model/checkpoint-*") if run.row.keep else (folder,):
+    for part in folder.glob("model/checkpoint-*") if ended.run.row.keep else (folder,):
         shutil.rmtree(part)
     return None
+
+
+def _average(results: Results, run: Run) -> float:
+    return float(results.records()[run.row.name, run.seed]["sts"]["avg"])
 
 
 def _begin(run: Run, folder: Path, tasks: Sequence[str], places: Mapping[str, str]) -> int:

@@ -1,6 +1,7 @@
 """A study on the small world: killed, failed, changed; and what its tables say."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from run_study import main
 from scipy.stats import spearmanr, ttest_1samp
 from studies.grid import expand, load_study
 from studies.report import write_report
 from studies.results import Results
+from studies.runs import shares
 from studies.tables import Findings, Table, comparisons_table, mean_and_deviation, scores_table
 
 from kdmcse_hf.sts import load_sts
@@ -125,12 +128,12 @@ def test_a_failed_run_is_told_and_the_rest_goes_on(
 ) -> None:
     folder = tmp_path / "results"
     arguments = [str(study_file), "--output_dir", str(folder), "--seeds", "0", "--set", "max_steps=2"]
-    assert main(arguments) == 1
+    assert main([*arguments, "--runs_at_once", "2"]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"broken-0: FAILED: .*gone is not a teacher cache", printed)
     assert "1 runs failed: broken-0" in printed
     done = [record["row"] for record in without_costs(folder)]
-    assert done == ["untrained", "simcse", "kdmcse", "no_filter"]
+    assert sorted(done) == ["kdmcse", "no_filter", "simcse", "untrained"]
     assert "broken-0: " in (folder / "small" / "report.md").read_text()
 
     change(study_file, broken={"preset": "simcse", "seeds": 1})  # without a checkpoint, other flags mix nothing
@@ -140,6 +143,22 @@ def test_a_failed_run_is_told_and_the_rest_goes_on(
     assert "Failed" not in report
     assert "1 of 2" in report
     assert (folder / "small" / "comparisons.tex").exists()
+
+
+def test_each_of_several_runs_at_once_has_one_gpu_and_its_share_of_the_threads(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert shares(1) == [{"CUDA_VISIBLE_DEVICES": "4"}]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares(3)] == ["4", "6", "4"]
+    assert [share["OMP_NUM_THREADS"] for share in shares(3)] == ["2", "2", "2"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert shares(1) == [{}]
+    with pytest.raises(SystemExit):
+        main([str(study_file), "--output_dir", str(tmp_path / "results"), "--runs_at_once", "0"])
+    assert "--runs_at_once is 0: expected at least 1" in capsys.readouterr().err
 
 
 def test_a_row_with_other_flags_than_its_finished_runs_is_refused_by_name(
