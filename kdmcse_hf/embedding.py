@@ -33,6 +33,9 @@ class SentenceEncoder:
         max_length: tokens after which a sentence is cut; by default, and at most, what tokenizer and encoder take.
         normalize: whether to scale each vector to length 1.
         progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: a size that is too small; a pooling that is unknown, or not the model's own.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class SentenceEncoder:
             advance: told how many sentences are done after each forward pass, in place of the progress bar.
 
         Raises:
-            ValueError: an empty sentence, named by its index.
+            ValueError: a sentence that is empty or not text, named by its index.
         """
         texts = [sentences] if isinstance(sentences, str) else sentences
         show = self.progress and advance is None

@@ -90,6 +90,11 @@ class _RandomState:
     """The random numbers that come next, to be drawn a second time."""
 
     def __init__(self, device: torch.device) -> None:
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"`mini_batch_size` draws dropout twice alike, which works on `cpu` and `cuda`; the batch is "
+                f"on {device.type!r}: leave `mini_batch_size` out, and take a smaller batch if memory is short."
+            )
         self._cuda = [device] if device.type == "cuda" else []
         self._cpu_state = torch.get_rng_state()
         self._cuda_states = [torch.cuda.get_rng_state(device) for device in self._cuda]

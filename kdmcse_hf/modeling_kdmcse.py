@@ -122,7 +122,15 @@ class KDMCSEModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in `PreTrainedModel`; [`KDMCSEModel.encode`] then finds the tokenizer there, too."""
+        """As in `PreTrainedModel`; [`KDMCSEModel.encode`] then finds the tokenizer there, too.
+
+        Of a release, the training checkpoint in it is taken.
+
+        Raises:
+            ValueError: it holds another kind of model.
+        """
+        if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
+            kwargs |= _checkpoint_of(cls.config_class, pretrained_model_name_or_path, **kwargs)
         origin = {name: kwargs[name] for name in _ORIGIN if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
@@ -286,7 +294,7 @@ class KDMCSEModel(PreTrainedModel):
             (N, H) float32, or (H,) for one text.
 
         Raises:
-            ValueError: an empty sentence, named by its index, or no tokenizer.
+            ValueError: a sentence that is empty or not text, named by its index; a size too small; no tokenizer.
         """
         if tokenizer is None:
             tokenizer = self._tokenizer = self._tokenizer or self._load_tokenizer()
@@ -364,11 +372,16 @@ def embed_sentences(
         advance: told how many rows are done after each forward pass.
 
     Raises:
-        ValueError: an empty sentence, named by its index.
+        ValueError: a sentence that is empty or not text, named by its index; a size that is too small.
     """
+    for name, value, fewest in (("batch_size", batch_size, 1), ("max_length", max_length, 3)):
+        if value is not None and value < fewest:
+            raise ValueError(f"`{name}` is {value}: expected at least {fewest}.")
     for index, sentence in enumerate(sentences):
-        if not sentence.strip():
-            raise ValueError(f"Sentence {index} is empty ({sentence!r}): an empty sentence has no meaning to embed.")
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise ValueError(
+                f"Sentence {index} is empty or not text ({sentence!r}): there is no meaning in it to embed."
+            )
     limit = token_limit(model, tokenizer)
     limit = min(limit, max_length) if max_length is not None else limit
     tokens, least = _TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, _ROWS
@@ -385,7 +398,9 @@ def embed_sentences(
             while rows:
                 chunk = rows[: batch_size or max(least, tokens // lengths[rows[0]])]
                 batch = tokenizer.pad(
-                    {name: [values[row] for row in chunk] for name, values in encodings.items()}, return_tensors="pt"
+                    {name: [values[row] for row in chunk] for name, values in encodings.items()},
+                    padding_side="right",  # whatever the tokenizer prefers: the first token stays the first
+                    return_tensors="pt",
                 )
                 try:
                     found = _embed(model, batch.to(model.device), pooling)
@@ -436,6 +451,20 @@ def token_limit(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase") ->
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts from there
     return min(limits)
+
+
+def _checkpoint_of(config_class: Any, model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
+    """The `subfolder` in which a checkpoint lies, as keyword arguments."""
+    where = {name: value for name, value in kwargs.items() if name in _ORIGIN}
+    if "subfolder" not in where and (subfolder := released_checkpoint(model_name_or_path, **where)):
+        return {"subfolder": subfolder}
+    found = config_class.get_config_dict(model_name_or_path, **where)[0].get("model_type")
+    if found != config_class.model_type:
+        raise ValueError(
+            f"{str(model_name_or_path)!r} holds a model of type {found!r}, not a KDMCSE checkpoint: to embed with it, "
+            "use `SentenceEncoder.from_pretrained` or `AutoModel`; to train it, `KDMCSEModel.from_encoder`."
+        )
+    return {}
 
 
 def released_checkpoint(model_name_or_path: str | os.PathLike[str], **where: Any) -> str | None:

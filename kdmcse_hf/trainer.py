@@ -181,14 +181,19 @@ class KDMCSETrainer(Trainer):
         """The rows of this process as the objective sees them, and as the model returned them."""
         inputs = dict(inputs)
         image_ids = inputs.pop("image_ids", None)
+        teacher = {side: inputs.pop(f"teacher_{side}_embeds", None) for side in ("image", "text")}
+        # What only a filter or a margin reads has no projection in the model.
+        for term, side in (("image", "image"), ("caption", "text")):
+            if term in self.objective.terms and teacher[side] is not None:
+                inputs[f"teacher_{side}_embeds"] = teacher[side]
         outputs = model(**inputs, num_views=NUM_VIEWS)
         anchors = PairEmbeddings(
             text=outputs.text_embeds,
             grounded=outputs.grounded_embeds,
             image=outputs.image_embeds,
             caption=outputs.caption_embeds,
-            teacher_image=inputs.get("teacher_image_embeds"),
-            teacher_text=inputs.get("teacher_text_embeds"),
+            teacher_image=teacher["image"],
+            teacher_text=teacher["text"],
             image_ids=image_ids,
         )
         if self.objective.terms and image_ids is not None and anchors.grounded is None:

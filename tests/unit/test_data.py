@@ -177,11 +177,11 @@ def test_a_batch_is_padded_to_its_own_longest() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_the_tokenizer_s(side: str) -> None:
+def test_padding_is_on_the_right_whatever_the_tokenizer_prefers(side: str) -> None:
     tokenizer = make_tokenizer()
     tokenizer.padding_side = side
     rows = [{"input_ids": ids} for ids in text_dataset(9)["input_ids"]]
-    expected = tokenizer.pad(rows, return_tensors="pt")
+    expected = tokenizer.pad(rows, return_tensors="pt", padding_side="right")
     batch = ContrastiveCollator(tokenizer)(rows)
     assert batch.keys() == expected.keys() == {"input_ids", "attention_mask"}
     for name, tensor in batch.items():

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,41 @@ def test_a_model_without_a_tokenizer_says_so(checkpoint: Path) -> None:
 def test_an_empty_sentence_is_refused_by_its_index(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="Sentence 2 is empty"):
         KDMCSEModel.from_pretrained(checkpoint).encode(["a cat", "a dog", " "])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sentences": ["a cat", None]}, "Sentence 1 is empty or not text \\(None\\)"),
+        ({"sentences": ["a cat"], "batch_size": 0}, "`batch_size` is 0: expected at least 1"),
+        ({"sentences": ["a cat"], "max_length": 2}, "`max_length` is 2: expected at least 3"),
+    ],
+)
+def test_what_cannot_be_embedded_is_told_with_its_value(arguments: dict, message: str, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        KDMCSEModel.from_pretrained(checkpoint).encode(**arguments)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_tokenizer_that_prefers_the_left_pads_on_the_right_all_the_same(
+    pooling: str, encoder_folder: Callable[[str], Path]
+) -> None:
+    model = KDMCSEModel.from_encoder(encoder_folder("bert"), pooling=pooling)
+    left = make_tokenizer()
+    left.padding_side = "left"
+    expected = model.encode(SENTENCES, tokenizer=make_tokenizer())
+    np.testing.assert_array_equal(model.encode(SENTENCES, tokenizer=left), expected)
+
+
+def test_a_release_opens_as_a_model_of_its_own_checkpoint_and_a_plain_encoder_says_what_to_do(
+    checkpoint: Path, encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    release = export_release(checkpoint, tmp_path / "release")
+    vectors = KDMCSEModel.from_pretrained(checkpoint).encode(SENTENCES)
+    np.testing.assert_array_equal(KDMCSEModel.from_pretrained(release).encode(SENTENCES), vectors)
+    for name in ("bert", "distilbert", "modernbert"):
+        with pytest.raises(ValueError, match=f"a model of type '{name}', not a KDMCSE checkpoint.*from_encoder"):
+            KDMCSEModel.from_pretrained(encoder_folder(name))
 
 
 @pytest.mark.parametrize("batch_size", [None, 8])

@@ -94,10 +94,21 @@ def bert(encoder_folder) -> Path:
     return encoder_folder("bert")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_moves_every_parameter_it_has(preset: str, bert: Path, tmp_path: Path) -> None:
-    objective = PRESETS[preset] if preset != "kdmcse" else KDMCSE
-    trainer = make_trainer(tmp_path, bert, objective)
+# One term, whose filter and margin read both of the teacher's sides all the same.
+ONE_TERM = {
+    "image term": dataclasses.replace(KDMCSE, caption_term=False),
+    "caption term": dataclasses.replace(KDMCSE, image_term=False, caption_margin_source="text_image"),
+}
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+@pytest.mark.parametrize("name", [*PRESETS, *ONE_TERM])
+def test_every_objective_moves_every_parameter_it_has(
+    name: str, mini_batch_size: int | None, bert: Path, tmp_path: Path
+) -> None:
+    objective = (PRESETS | {"kdmcse": KDMCSE} | ONE_TERM)[name]
+    assert name not in ONE_TERM or objective.needs == {"image", "text"}
+    trainer = make_trainer(tmp_path, bert, objective, mini_batch_size=mini_batch_size)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     still = {name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])}
