@@ -18,7 +18,7 @@ from transformers import AutoConfig, set_seed
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, Objective, TeacherCache
 from kdmcse_hf.arguments import parse_arguments
-from kdmcse_hf.checkpoint import last_complete_checkpoint
+from kdmcse_hf.checkpoint import resume_point
 from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, stream_sentences, tokenize
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.pairs import ImageAssignment, TeacherPairs
@@ -59,12 +59,7 @@ def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer
         (ModelArguments, DataArguments, Objective, KDMCSETrainingArguments), argv
     )
     set_seed(args.seed)
-    newest = last_complete_checkpoint(args.output_dir)
-    resume = args.resume_from_checkpoint
-    if resume is not None and resume.lower() == "true":
-        resume = newest
-    if newest and not resume:
-        raise ValueError(f"{newest} exists: add `--resume_from_checkpoint true`, or choose another --output_dir.")
+    resume = resume_point(args.resume_from_checkpoint, args.output_dir)
 
     # 1. Data: sentences, and captions with what the teacher said of them
     hub = {"revision": model_args.revision} if model_args.revision else {}

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train_kdmcse import main as train
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from kdmcse_hf import KDMCSETrainer, TeacherCache
+from kdmcse_hf.data import TrainingData
+from kdmcse_hf.fingerprint import tokenizer_digest
 from kdmcse_hf.losses import cosine_matrix
-from kdmcse_hf.modeling_kdmcse import KDMCSEOutput
+from kdmcse_hf.modeling_kdmcse import KDMCSEOutput, token_limit
 from kdmcse_hf.objective import (
     Objective,
     ObjectiveOutput,
@@ -68,11 +70,26 @@ class VariantTrainer(KDMCSETrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.mini_batch_size and self.variant.extra_negatives:
+            raise ValueError(
+                f"`--extra_negatives {self.variant.extra_negatives}` with `--mini_batch_size "
+                f"{self.args.mini_batch_size}`: gradients of further negatives are not cached. Leave one of them out."
+            )
         self._sentences: SentenceTeacher | None = None
         if self.variant.sentence_teacher:
-            self._sentences = SentenceTeacher(self.variant.sentence_teacher, self.train_dataset.pairs.teacher.cache)
+            if self.train_dataset.pairs is None:
+                raise ValueError("`--sentence_teacher` needs `--teacher_cache`, a cache that these towers made.")
+            cache = self.train_dataset.pairs.teacher.cache
+            self._sentences = SentenceTeacher(self.variant.sentence_teacher, cache, self.args.device)
+            self._sentences.check_reads(self.processing_class, self.train_dataset)
         elif self.variant.sentence_distillation_weight or self.variant.pseudo_pairs:
             raise ValueError("`--sentence_teacher` is missing: plain sentences have no other teacher.")
+
+    def _description(self) -> dict[str, Any]:
+        variant = {name: value for name, value in vars(self.variant).items() if value != getattr(Variant(), name)}
+        if self._sentences is not None:  # by content: descriptions are published, and places are nobody's business
+            variant["sentence_teacher"] = self._sentences.towers.record["files"]
+        return {**super()._description(), **({"variant": variant} if variant else {})}
 
     def _embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[PairEmbeddings, KDMCSEOutput]:
         if self._sentences is None or "image_ids" in inputs:
@@ -165,26 +182,42 @@ class VariantTrainer(KDMCSETrainer):
 class SentenceTeacher:
     """Towers that read the student's own token ids, and the pictures of a cache in their space."""
 
-    def __init__(self, folder: str, cache: TeacherCache) -> None:
-        self.towers = Towers.from_pretrained(folder)
-        self.pictures = torch.from_numpy(cache.image_features.rows(np.arange(len(cache.images)))).float()
+    def __init__(self, folder: str, cache: TeacherCache, device: torch.device) -> None:
+        self.towers = Towers.from_pretrained(folder, device)
+        self.pictures = torch.from_numpy(cache.image_features.rows(np.arange(len(cache.images)))).float().to(device)
+        self._directions = F.normalize(self.pictures, dim=-1)
         if self.pictures.shape[1] != self.towers.width:
             raise ValueError(
                 f"{cache.folder} has image features of width {self.pictures.shape[1]}, the towers in {folder} of width "
                 f"{self.towers.width}: use a cache that these towers made."
             )
 
+    def check_reads(self, tokenizer: PreTrainedTokenizerBase, data: TrainingData) -> None:
+        """Raises a `ValueError` if the towers cannot read the sentences of `data`, which are this tokenizer's ids."""
+        if tokenizer_digest(tokenizer) != tokenizer_digest(self.towers.tokenizer):
+            raise ValueError(
+                f"The towers in {self.towers.folder} have another tokenizer than the student, whose token ids they "
+                "are to read: train them with `--tokenizer` of the student."
+            )
+        batches = () if data.text is None else data.text.iter(10_000)
+        longest = max((len(ids) for batch in batches for ids in batch["input_ids"]), default=0)
+        limit = token_limit(self.towers.model, self.towers.tokenizer)
+        if longest > limit:
+            raise ValueError(
+                f"Sentences have up to {longest} tokens, and the towers in {self.towers.folder} take {limit}: lower "
+                "`--max_seq_length`, or train them with a higher one."
+            )
+
     @torch.no_grad()
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         """(B, P) unit vectors of a batch of token ids."""
-        model = self.towers.model.to(inputs["input_ids"].device)
+        model = self.towers.model
         pooled = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
         return F.normalize(model.grounding_head(pooled).float(), dim=-1)
 
     def nearest_pictures(self, sentences: Tensor) -> Tensor:
         """(B, P) the features of each sentence's nearest picture."""
-        pictures = self.pictures.to(sentences.device)
-        return pictures[(sentences @ F.normalize(pictures, dim=-1).T).argmax(dim=1)]
+        return self.pictures[(sentences @ self._directions.T).argmax(dim=1)]
 
 
 def soft_labels(student: Tensor, teacher: Tensor) -> Tensor:

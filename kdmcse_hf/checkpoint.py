@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,19 @@ RECORD_FILE = "training_record.json"
 STS_FILE = "sts_results.json"
 RECORDED = (OBJECTIVE_FILE, RECORD_FILE, STS_FILE)
 """What a release keeps of what is known about a checkpoint, and tells in its card."""
+
+
+def resume_point(wanted: str | None, output_dir: str | os.PathLike[str]) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` means: `true` is the newest that is whole, if there is one.
+
+    Raises:
+        ValueError: there are checkpoints, and none is to be resumed: a new run would remove them.
+    """
+    newest = last_complete_checkpoint(output_dir)
+    said = (wanted or "false").lower()
+    if newest and said == "false":
+        raise ValueError(f"{newest} exists: add `--resume_from_checkpoint true`, or choose another --output_dir.")
+    return newest if said == "true" else None if said == "false" else wanted
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
@@ -73,6 +87,19 @@ def load_sts_results(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return results
 
 
+def differences(saved: dict[str, Any], now: dict[str, Any], parts: Sequence[str]) -> list[str]:
+    """What `now` says otherwise than `saved`, in words."""
+    found = []
+    for part in parts:
+        before, after = (description.get(part) or {} for description in (saved, now))
+        found += [
+            f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
+            for name in {**before, **after}
+            if before.get(name) != after.get(name)
+        ]
+    return found
+
+
 def _weights(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.glob("model*.safetensors"))}
 
@@ -82,22 +109,20 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_same_run(checkpoint: str | os.PathLike[str], description: dict[str, Any]) -> None:
-    """Compares the `objective` and `schedule` of a description with the checkpoint's.
+    """Compares what a run minimises, over which batches and on which data with what the checkpoint says.
+
+    Args:
+        description: as in [`save_description`] and, for `data` and `teacher`, in [`save_record`].
 
     Raises:
-        ValueError: they differ, or the checkpoint has none; names the differences.
+        ValueError: they differ, or the checkpoint does not say; names the differences.
     """
-    path = Path(checkpoint) / OBJECTIVE_FILE
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} cannot be resumed: it has no {OBJECTIVE_FILE}. Did a KDMCSETrainer save it?")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    different = [
-        f"{name} was {saved[part].get(name)!r}, is {value!r}"
-        for part in ("objective", "schedule")
-        for name, value in description[part].items()
-        if saved[part].get(name) != value
-    ]
-    if different:
+    saved: dict[str, Any] = {}
+    for file in (OBJECTIVE_FILE, RECORD_FILE):
+        if not (path := Path(checkpoint) / file).is_file():
+            raise ValueError(f"{checkpoint} cannot be resumed: it has no {file}. Did a KDMCSETrainer save it?")
+        saved |= json.loads(path.read_text(encoding="utf-8"))
+    if different := differences(saved, description, ("objective", "variant", "schedule", "data", "teacher")):
         raise ValueError(
             f"{checkpoint} belongs to another run: {'; '.join(different)}. Resume with its settings, or start a new "
             "run from its weights (`model_name_or_path`) in another folder."

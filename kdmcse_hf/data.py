@@ -1,5 +1,6 @@
 """Training data: tokenised sentences and captions, and the features that belong to the captions."""
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -32,10 +33,13 @@ def read_sentences(path: str | Path) -> datasets.Dataset:
             raise FileNotFoundError(f"{path} does not exist: expected a text file with one sentence a line.")
         if not Path(path).stat().st_size:
             raise ValueError(f"{path} is empty: expected a text file with one sentence a line.")
+        path = glob.escape(str(path))
     try:
         return datasets.Dataset.from_text(str(path))
     except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text: {error.__cause__ or error}") from error
+        cause = error.__cause__ or error
+        kind = "as UTF-8 text" if isinstance(cause, UnicodeDecodeError) else f"({type(cause).__name__})"
+        raise ValueError(f"{path} cannot be read {kind}: {cause}") from error
 
 
 def stream_sentences(name: str, column: str, count: int) -> datasets.Dataset:

@@ -24,7 +24,7 @@ from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
 from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
 from kdmcse_hf.training_args import KDMCSETrainingArguments
-from kdmcse_hf.training_record import training_record
+from kdmcse_hf.training_record import data_record, training_record
 
 logger = logging.get_logger(__name__)
 
@@ -114,13 +114,15 @@ class KDMCSETrainer(Trainer):
         """As in `Trainer`, but `resume_from_checkpoint=True` takes the newest checkpoint that was saved whole.
 
         Raises:
-            ValueError: the checkpoint was trained on another objective or schedule; names the difference.
+            ValueError: the checkpoint was trained with another objective or schedule, or on other data; names the
+                difference.
             NonFiniteError: a term or a weight became NaN or infinite.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         if resume_from_checkpoint:
-            check_same_run(resume_from_checkpoint, self._description())
+            data = data_record(cast(TrainingData, self.train_dataset))
+            check_same_run(resume_from_checkpoint, {**self._description(), **data})
         self.term_log, self._best_step = TermLog(), None
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._raise_if_not_finite()
@@ -184,8 +186,8 @@ class KDMCSETrainer(Trainer):
         teacher = {side: inputs.pop(f"teacher_{side}_embeds", None) for side in ("image", "text")}
         # What only a filter or a margin reads has no projection in the model.
         for term, side in (("image", "image"), ("caption", "text")):
-            if term in self.objective.terms and teacher[side] is not None:
-                inputs[f"teacher_{side}_embeds"] = teacher[side]
+            if term in self.objective.terms and (features := teacher[side]) is not None:
+                inputs[f"teacher_{side}_embeds"] = features
         outputs = model(**inputs, num_views=NUM_VIEWS)
         anchors = PairEmbeddings(
             text=outputs.text_embeds,

@@ -44,8 +44,7 @@ def training_record(
     modules = (torch, transformers, accelerate, datasets)
     return {
         "base_model": hub_name(model.config._name_or_path) or hub_name(model.config.text_config._name_or_path),
-        "data": {"num_text": data.num_text, "num_pairs": data.num_pairs, "sha256": data.fingerprints},
-        "teacher": None if data.pairs is None else _describe_teacher(data.pairs),
+        **data_record(data),
         "settings": {
             "step": step,
             "rows_per_step": args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
@@ -62,6 +61,14 @@ def training_record(
             **{module.__name__: str(module.__version__) for module in modules},
         },
         "commit": git_commit(Path(__file__).parent),
+    }
+
+
+def data_record(data: TrainingData) -> dict[str, Any]:
+    """The `data`, with digests, and the `teacher` of a run; the same for it whenever it is asked."""
+    return {
+        "data": {"num_text": data.num_text, "num_pairs": data.num_pairs, "sha256": data.fingerprints},
+        "teacher": None if data.pairs is None else _describe_teacher(data.pairs),
     }
 
 

@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ FORMAT = "kdmcse_hf teacher cache"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 KINDS = ("image", "caption")
+_MAPPED = 128  # shards of a kind that are open at once: each takes one of the, often 1,024, files of a process
 
 
 class FeatureStore:
@@ -43,7 +45,7 @@ class FeatureStore:
         self._kind, self._teacher = kind, teacher
         self._paths = [folder / shard["file"] for shard in entry["shards"]]
         self._starts = np.cumsum([0] + [shard["rows"] for shard in entry["shards"]])
-        self._mapped: list[tuple[mmap.mmap, NDArray[Any]] | None] = [None] * len(self._paths)
+        self._mapped: OrderedDict[int, tuple[mmap.mmap, NDArray[Any]]] = OrderedDict()
         self._shard(0)
 
     def __len__(self) -> int:
@@ -71,10 +73,13 @@ class FeatureStore:
         return result
 
     def _shard(self, number: int) -> tuple[mmap.mmap, NDArray[Any]]:
-        """Mapped on first use: a large cache has thousands."""
-        if (mapped := self._mapped[number]) is None:
-            mapped = self._mapped[number] = self._map(self._paths[number], int(self._starts[number]), number)
-        return mapped
+        """Mapped when it is used, until many others have been: a large cache has thousands."""
+        if number not in self._mapped:
+            if len(self._mapped) == _MAPPED:
+                self._mapped.popitem(last=False)
+            self._mapped[number] = self._map(self._paths[number], int(self._starts[number]), number)
+        self._mapped.move_to_end(number)
+        return self._mapped[number]
 
     def _map(self, path: Path, first_row: int, number: int) -> tuple[mmap.mmap, NDArray[Any]]:
         header = read_shard_header(path)

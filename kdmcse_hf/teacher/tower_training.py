@@ -47,6 +47,9 @@ class TowerTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "See `TrainingArguments`."})
     metric_for_best_model: str | None = field(default="recall", metadata={"help": "Mean of the six recalls."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "See `TrainingArguments`."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resumed, a run remembers its patience. See `TrainingArguments`."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "See `TrainingArguments`."})
 
 
@@ -102,6 +105,9 @@ class Contrast(nn.Module):
         towers: from [`build_towers`].
         tokenizer: has an unknown word if words are dropped.
         image_dropout, word_dropout: see [`TowerTrainingArguments`].
+
+    Raises:
+        ValueError: words are to be dropped, and there is no unknown word.
     """
 
     def __init__(
@@ -118,7 +124,7 @@ class Contrast(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """A scalar."""
-        return self.log_scale.clamp(max=-math.log(_LEAST_TEMPERATURE)).neg().exp()
+        return self.log_scale.neg().exp()
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, teacher_image_embeds: Tensor, image_ids: Tensor
@@ -134,6 +140,8 @@ class Contrast(nn.Module):
             dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
             dropped &= ~torch.isin(input_ids, torch.tensor(self._special, device=input_ids.device))
             input_ids = input_ids.masked_fill(dropped, self._unknown)
+        with torch.no_grad():  # of the value, not of what is computed from it: from there it still learns
+            self.log_scale.clamp_(max=-math.log(_LEAST_TEMPERATURE))
         features = F.dropout(teacher_image_embeds.float(), self.image_dropout, self.training)
         output = self.towers(
             input_ids=input_ids, attention_mask=attention_mask, teacher_image_embeds=features, num_views=1
@@ -154,6 +162,9 @@ class TowerTrainer(Trainer):
         train_dataset: captions with image features.
         eval_dataset: a cache of other pictures, with features of the same teacher.
         processing_class: the tokenizer.
+
+    Raises:
+        ValueError: several processes or devices.
     """
 
     args: TowerTrainingArguments
@@ -234,7 +245,11 @@ def score_towers(towers: Towers, cache: TeacherCache) -> dict[str, float]:
 
 
 def score_cache(cache: TeacherCache) -> dict[str, float]:
-    """The same of a cache of towers, by the vectors in it."""
+    """The same of a cache of towers, by the vectors in it.
+
+    Raises:
+        ValueError: it has image features only.
+    """
     if cache.caption_features is None:
         raise ValueError(f"{cache.folder} has image features only: there is nothing to compare them with.")
     pairs = TeacherPairs(cache)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.modeling_kdmcse import KDMCSEModel
@@ -26,6 +27,8 @@ from kdmcse_hf.teacher.cache_writer import write_cache
 from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.teacher.shard import CacheError, sha256
 from kdmcse_hf.tokenizer import load_tokenizer
+
+logger = logging.get_logger(__name__)
 
 RECORD = "teacher.json"
 _ROWS = 4096
@@ -53,16 +56,21 @@ class Towers:
         self._encode = SentenceEncoder(model, tokenizer, batch_size=256, max_length=tokenizer.model_max_length)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "Towers":
+    def from_pretrained(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> "Towers":
         """Opens the folder that [`Towers.save`] wrote.
 
         Raises:
-            ValueError: it holds something else.
+            ValueError: it holds something else, or towers whose folds have not been trained yet.
         """
         path = Path(folder) / RECORD
         if not path.is_file():
             raise ValueError(f"{folder} holds no trained teacher: it has no {RECORD}. Train one there first.")
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if missing := record.get("folds_to_train"):
+            raise ValueError(
+                f"The towers in {folder} are without their {missing} folds, so they would embed their training "
+                "captions by heart: run the command that trains them again, with `--resume_from_checkpoint true`."
+            )
         found = _digests(Path(folder), record["folds"])
         if record["files"] != found:
             raise ValueError(
@@ -71,7 +79,7 @@ class Towers:
             )
         model = KDMCSEModel.from_pretrained(folder, dtype=torch.float32)
         record["name"] = Path(folder).resolve().name  # never the path: caches are shared
-        return cls(model.eval(), load_tokenizer(folder), record, folder=Path(folder))
+        return cls(model.eval().to(device), load_tokenizer(folder), record, folder=Path(folder))
 
     def save(self, folder: str | os.PathLike[str], record: dict[str, Any]) -> None:
         """Writes weights, tokenizer, and last the record.
@@ -79,7 +87,8 @@ class Towers:
         Args:
             folder: where to; the towers of `fold-0`, `fold-1`, ... are below it.
             record: `base` (the teacher whose features these towers take), `captions` (`checksum` of the cache that
-                they were trained on), `folds` (how many there are), and all that a manifest should say.
+                they were trained on), `folds` (how many there are), `folds_to_train` if there will be more, and all
+                that a manifest should say.
         """
         folder = Path(folder)
         self.model.save_pretrained(folder)
@@ -130,6 +139,7 @@ class Towers:
 
         Raises:
             CacheError: its features are of another teacher, or `folder` holds a cache.
+            ValueError: these towers have not been saved.
         """
         if self.record is None or self.folder is None:
             raise ValueError("These towers have no record of how they were made: save them, and open them again.")
@@ -142,13 +152,19 @@ class Towers:
         pairs = TeacherPairs(base)
         images = np.setdiff1d(np.arange(len(base.images)), base.skipped_images)
         captions = base.captions.select(pairs.caption_rows)["caption"][:]
-        folds = self.record["folds"] if base.manifest["checksum"] == self.record["captions"]["checksum"] else 0
+        folds = self.record["folds"]
+        if folds and base.manifest["checksum"] != self.record["captions"]["checksum"]:
+            logger.warning(
+                f"{base.folder} is not the cache that these towers were trained on: its captions are embedded by the "
+                "tower that saw all training captions, and should not be among those."
+            )
+            folds = 0
         if folds:
             vectors = np.empty((len(captions), self.width), dtype=np.float32)
             fold = fold_of_images(len(base.images), folds)[pairs.image_rows]
             for number in range(folds):
                 rows = np.flatnonzero(fold == number)
-                towers = Towers.from_pretrained(self.folder / f"fold-{number}")
+                towers = Towers.from_pretrained(self.folder / f"fold-{number}", self.model.device)
                 vectors[rows] = towers.embed_sentences([captions[row] for row in rows])
         else:
             vectors = self.embed_sentences(captions)

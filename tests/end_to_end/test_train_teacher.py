@@ -167,6 +167,66 @@ def test_a_student_trains_on_the_cache(trained: Path, pictures: Path, tmp_path: 
     assert logged["caption_loss"] > 0
 
 
+def test_a_student_learns_from_the_teacher_s_opinion_of_plain_sentences(
+    trained: Path, pictures: Path, tmp_path: Path
+) -> None:
+    from train_variants import main
+
+    sentences = tmp_path / "sentences[1].txt"  # no pattern
+    sentences.write_text("\n".join(TeacherCache(trained / "clean").captions["caption"][:64]))
+    common = [
+        *("--preset", "kdmcse", "--model_name_or_path", str(pictures / "student"), "--pooling", "mean"),
+        *("--teacher_cache", str(trained / "clean"), "--text_file", str(sentences), "--pair_every_n_steps", "2"),
+        *("--per_device_train_batch_size", "16", "--use_cpu", "true", "--disable_tqdm", "true", "--max_steps", "2"),
+        *("--logging_steps", "1", "--sentence_teacher", str(trained / "teacher"), "--pseudo_pairs", "true"),
+        *("--save_strategy", "steps", "--save_steps", "1", "--output_dir", str(tmp_path / "run")),
+    ]
+    log = main([*common, "--sentence_distillation_weight", "1"]).state.log_history
+    on_text = next(entry for entry in log if "sentence_distillation_loss" in entry)
+    assert on_text["sentence_distillation_loss"] > 0
+    assert on_text["image_loss"] > 0  # of the pictures that the teacher found for them
+    assert "caption_loss" not in on_text
+
+    described = (tmp_path / "run" / "objective.json").read_text()
+    assert json.loads(described)["variant"]["sentence_distillation_weight"] == 1
+    assert str(tmp_path) not in described
+    assert str(trained) not in described
+    with pytest.raises(ValueError, match=r"another run: sentence_distillation_weight was 1.0, is 2.0"):
+        main([*common, "--sentence_distillation_weight", "2", "--resume_from_checkpoint", "true"])
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "other")
+    AutoModel.from_pretrained(pictures / "student").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="another tokenizer than the student"):
+        main([*common, "--model_name_or_path", str(tmp_path / "other"), "--output_dir", str(tmp_path / "run2")])
+
+
+def test_towers_of_other_settings_are_not_taken_for_those_of_a_run_that_goes_on(
+    flags: list[str], tmp_path: Path
+) -> None:
+    from train_teacher import main
+
+    one = [*flags, "--num_train_epochs", "1"]
+    main([*one, "--folds", "2"])
+    with pytest.raises(ValueError, match=r"another run: folds was 2, is 3; learning_rate was 0.01, is 0.5"):
+        main([*one, "--folds", "3", "--learning_rate", "0.5", "--resume_from_checkpoint", "true"])
+    with pytest.raises(ValueError, match="holds a run: add `--resume_from_checkpoint true`"):
+        main([*one, "--folds", "2", "--resume_from_checkpoint", "false"])
+    main([*one, "--folds", "2", "--resume_from_checkpoint", "true"])
+    with pytest.raises(ValueError, match="--resume_from_checkpoint runs/x`: expected true or false"):
+        main([*one, "--resume_from_checkpoint", "runs/x"])
+
+
+def test_towers_whose_folds_were_not_trained_yet_are_not_applied(flags: list[str], tmp_path: Path) -> None:
+    from train_teacher import main
+
+    main([*flags, "--num_train_epochs", "1", "--folds", "2"])
+    path = tmp_path / "teacher" / "teacher.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "folds": 0, "folds_to_train": 2}))  # as the first tower leaves it
+    with pytest.raises(ValueError, match="without their 2 folds"):
+        Towers.from_pretrained(tmp_path / "teacher")
+
+
 def test_features_of_another_teacher_and_taken_folders_are_refused(trained: Path, tmp_path: Path) -> None:
     from train_teacher import main
 
@@ -246,7 +306,7 @@ def test_a_pretrained_text_encoder_can_be_the_start(encoder_folder: Callable[[st
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_with_the_same_towers(flags: list[str], tmp_path: Path) -> None:
-    few = [*flags, "--num_train_epochs", "4", "--folds", "2"]
+    few = [*flags, "--num_train_epochs", "6", "--folds", "2", "--patience", "1", "--learning_rate", "0.3"]
     done = run("train_teacher.py", *few, "--output_dir", str(tmp_path / "straight"))
     assert done.returncode == 0, done.stderr
     for moment in ("checkpoint-24/trainer_state.json", "fold-1/checkpoint-6/trainer_state.json"):
@@ -261,6 +321,8 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_towers(flags: list[str
     assert "add `--resume_from_checkpoint true`" in done.stderr
     done = run("train_teacher.py", *few, "--resume_from_checkpoint", "true")
     assert done.returncode == 0, done.stderr
+    states = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("straight/**/trainer_state.json"))]
+    assert min(state["global_step"] / state["max_steps"] for state in states) < 1  # patience was lost, so it counts
     for name in ("", "fold-0", "fold-1"):
         files = [(tmp_path / run_folder / name / "model.safetensors") for run_folder in ("straight", "teacher")]
         assert files[0].read_bytes() == files[1].read_bytes()

@@ -122,9 +122,14 @@ def test_tokenising_writes_nothing_into_the_teacher_cache(cache: TeacherCache) -
     assert sorted(cache.folder.iterdir()) == before
 
 
-def test_tokens_are_cached_and_follow_every_change_of_their_source() -> None:
+def test_tokens_are_cached_and_follow_every_change_of_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, sentences = make_tokenizer(), make_sentences(20)
     first = datasets.Dataset.from_dict({"text": sentences})
+    expected = tokenize(first, "text", tokenizer, 32)["input_ids"][:]
+    again = make_tokenizer()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(again), "__call__", lambda *args, **kwargs: pytest.fail("tokenised a second time"))
+        assert tokenize(first, "text", again, 32)["input_ids"][:] == expected
     assert (
         tokenize(first, "text", tokenizer, 32)["input_ids"][:] != tokenize(first, "text", tokenizer, 4)["input_ids"][:]
     )

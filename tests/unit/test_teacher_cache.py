@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -42,6 +43,25 @@ def test_rows_come_back_as_written_across_shards_in_any_order(tmp_path: Path) ->
     order = np.random.default_rng(1).integers(50, size=200)
     np.testing.assert_array_equal(cache.image_features.rows(order), features[order])
     assert cache.image_features.rows([]).shape == (0, 6)
+
+
+def test_a_cache_has_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    features = np.arange(400, dtype=np.float32).reshape(200, 2)
+    cache = write_cache(
+        tmp_path / "cache",
+        images=[f"{row}.jpg" for row in range(200)],
+        captions=["a cat"] * 200,
+        image_rows=list(range(200)),
+        image_features=[features],
+        caption_features=None,
+        teacher={"name": "random"},
+        source={},
+        rows_per_shard=1,
+    )
+    used = len(os.listdir("/proc/self/fd"))
+    np.testing.assert_array_equal(cache.image_features.rows(range(200)), features)
+    assert len(os.listdir("/proc/self/fd")) - used < 150
+    np.testing.assert_array_equal(cache.image_features.rows([0, 199, 0]), features[[0, 199, 0]])
 
 
 def test_a_pickled_cache_is_the_folder_opened_again(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def make_trainer(
     encoder: Path,
     objective: Objective = KDMCSE,
     num_text: int = 200,
+    text_seed: int = 9,
     pairs: bool = True,
     dev: bool = False,
     dropout: bool = True,
@@ -42,7 +43,7 @@ def make_trainer(
         content[-48:] = np.full(12, np.nan, np.float32).tobytes()
         shard.write_bytes(content)
         cache = TeacherCache(folder)
-    sentences = Dataset.from_dict({"text": make_sentences(num_text, seed=9)})
+    sentences = Dataset.from_dict({"text": make_sentences(num_text, seed=text_seed)})
     data = TrainingData(
         tokenize(sentences, "text", tokenizer, 32) if num_text else None,
         CaptionPairs(TeacherPairs(cache, captions_per_image=objective.captions_per_image), tokenizer)
@@ -332,6 +333,7 @@ def test_a_half_written_checkpoint_is_passed_over(bert: Path, tmp_path: Path) ->
         ({"per_device_train_batch_size": 4}, "batch_size was 8, is 4"),
         ({"pair_every_n_steps": 3}, "pair_every_n_steps was 2, is 3"),
         ({"seed": 7}, "seed was 42, is 7"),
+        ({"text_seed": 8}, "sha256 was .*, is"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_not_resumed(changes: dict, message: str, bert: Path, tmp_path: Path) -> None:
