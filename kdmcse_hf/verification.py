@@ -47,7 +47,6 @@ _STATES = [
     for folder in ("last-checkpoint", "checkpoint-[0-9]*")
     for state in ("*.safetensors", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 ]
-_CONFIG = f"{CHECKPOINT}/config.json"
 _AUTO_MAP = {"AutoConfig": "configuration_kdmcse.KDMCSEConfig", "AutoModel": "modeling_kdmcse.KDMCSEModel"}
 _SOURCES = Path(__file__).parent
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -173,8 +172,9 @@ def _is_own(folder: Path, name: str) -> bool:
 
 
 def _code_named_in(folder: Path, name: str) -> Iterator[str]:
+    """What is wrong with a JSON file: it names code that is not one of the two files."""
     content = _json(folder, name)
-    if name == _CONFIG:
+    if name == f"{CHECKPOINT}/config.json":
         found = content.pop("auto_map", None)
         if found != {kind: f"{CHECKPOINT}/{place}" for kind, place in _AUTO_MAP.items()}:
             yield f"{name} has an `auto_map` that names other code than the two files beside it: {found}"
