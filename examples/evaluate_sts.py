@@ -16,7 +16,7 @@ import torch
 from kdmcse_hf.checkpoint import save_sts_results
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.significance import spearman_intervals
-from kdmcse_hf.sts import TASKS, evaluate_sts, load_sts, sts_cosines
+from kdmcse_hf.sts import TASKS, evaluate_sts, load_sts, sts_cosines, sts_pair_numbers
 
 
 def main(argv: Sequence[str]) -> dict[str, float]:
@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     )
     print(f"{args.model_name_or_path}: sentence vector by {encoder.pooling} pooling")
     if args.intervals:
-        intervals = spearman_intervals(sts_cosines(encoder, args.sts_dir, args.tasks))
+        cosines = sts_cosines(encoder, args.sts_dir, args.tasks)
+        intervals = spearman_intervals(cosines, pairs=sts_pair_numbers(args.sts_dir, args.tasks))
         scores = {task: interval.value for task, interval in intervals.items()}
         print("  ".join(f"{task} {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for task, i in intervals.items()))
     else:

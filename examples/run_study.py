@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
                 flags = " ".join(f"--{flag} {value}" for flag, value in run.row.flags.items())
                 print(f"{run.name}: {flags if run.row.train else 'not trained'}")
             return 0
-        results.check_same_flags(list(study.rows.values()))
+        results.check_same_flags(list(study.rows.values()), study.tasks)
         failed: list[str] = []
         places = {"WORK": str(args.work_dir or os.environ.get("WORK") or args.output_dir / "work")}
         if not args.report_only:

@@ -15,7 +15,7 @@ from kdmcse_hf.sts import TASKS
 
 _KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
 _KEYS |= {"subsets", "plots", "notes"}
-_ROW_KEYS = {"like", "label", "seeds", "train", "keep"}
+_ROW_KEYS = {"like", "label", "seeds", "train", "keep", "best_of"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Row:
         seeds: one run each.
         train: `False` scores the encoder as it is.
         keep: whether the weights are kept.
+        best_of: names of other rows; this one is that of them whose mean on STS-B dev is highest, and is not run.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     seeds: tuple[int, ...]
     train: bool = True
     keep: bool = False
+    best_of: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -91,14 +93,17 @@ class Study:
         """The runs of these rows (by default this file's own) and seeds: all rows of one seed before the next.
 
         Raises:
-            ValueError: an unknown row.
+            ValueError: an unknown row, or a seed that none of the rows has.
         """
         names = self.own if rows is None else rows
         unknown = sorted(set(names) - set(self.rows))
         if unknown:
             raise ValueError(f"Unknown rows: {', '.join(unknown)}. The study has {', '.join(self.rows)}.")
         chosen = [self.rows[name] for name in self.rows if name in names]
-        every = sorted({seed for row in chosen for seed in row.seeds if seeds is None or seed in seeds})
+        known = {seed for row in chosen for seed in row.seeds}
+        if odd := sorted(set(seeds or ()) - known):
+            raise ValueError(f"No row has the seeds {odd}: they have {sorted(known)}. `seeds` in the file says so.")
+        every = sorted(seed for seed in known if seeds is None or seed in seeds)
         return [Run(row, seed) for seed in every for row in chosen if seed in row.seeds]
 
 
@@ -168,6 +173,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _row(
     path: Path, name: str, stated: dict[str, Any], part: dict[str, Any], known: dict[str, Row], changes: dict[str, str]
 ) -> Row:
+    if "best_of" in stated:
+        return _choice(path, name, stated, known)
     flags = {flag: value for flag, value in stated.items() if flag not in _ROW_KEYS}
     if forbidden := sorted({"seed", "output_dir", "resume_from_checkpoint"} & set(flags)):
         raise ValueError(f"{path}, row {name!r}: {', '.join(forbidden)} is set by the study itself.")
@@ -188,6 +195,17 @@ def _row(
         train=bool(stated.get("train", like is None or known[like].train)),
         keep=bool(stated.get("keep", False)),
     )
+
+
+def _choice(path: Path, name: str, stated: dict[str, Any], known: dict[str, Row]) -> Row:
+    candidates = tuple(stated["best_of"])
+    odd = sorted({candidate for candidate in candidates if candidate not in known or known[candidate].best_of})
+    if odd or not candidates or set(stated) - {"best_of", "label"}:
+        raise ValueError(
+            f"{path}, row {name!r}: expected `best_of` with names of rows above it that are run, and a `label` at "
+            f"most; it has {', '.join(stated)}" + (f", and {', '.join(odd)} is none." if odd else ".")
+        )
+    return Row(name, str(stated.get("label", name)), {}, (), best_of=candidates)
 
 
 def _text(value: Any) -> str:

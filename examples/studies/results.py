@@ -1,7 +1,7 @@
 """The results folder: a JSON line a finished run, and the cosines of its pairs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,11 @@ class Results:
         with np.load(path, allow_pickle=False) as saved:
             return {key: saved[key] for key in saved.files}
 
-    def check_same_flags(self, rows: list[Row]) -> None:
-        """Refuses rows that were run with other flags: their seeds would be of two kinds.
+    def check_same_flags(self, rows: list[Row], tasks: Sequence[str]) -> None:
+        """Refuses rows that were run with other flags, or scored on other sets: their seeds would be of two kinds.
 
         Raises:
-            ValueError: names the rows and the flags that differ.
+            ValueError: names the rows and what differs.
         """
         changed = []
         known = {row.name: row for row in rows}
@@ -85,6 +85,8 @@ class Results:
                     if before.get(flag) != now.get(flag)
                 ]
                 changed.append(f"{name} (seed {seed}): {', '.join(flags) or 'trained or not'}")
+            elif name in known and (scored := record["sts"].keys() - {"avg"}) != set(tasks):
+                changed.append(f"{name} (seed {seed}): scored on {', '.join(sorted(scored))}, not {', '.join(tasks)}")
         if changed:
             raise ValueError(
                 f"{self.file} has runs of the same rows with other flags:\n  "
