@@ -17,6 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+from studies.evaluations import evaluate_finished
 from studies.grid import load_study
 from studies.material import prepare
 from studies.report import write_report
@@ -56,13 +57,15 @@ def main(argv: Sequence[str]) -> int:
             with results.locked():
                 prepare(study.prepare, places)
                 failed = do_runs(runs, results, study.tasks, places, args.runs_at_once)
+                if not (args.rows or args.seeds):
+                    failed += evaluate_finished(study, results, places)
         print(write_report(study, results, places))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted: run the same command again to go on\n")
     if failed:
-        print(f"{len(failed)} runs failed: {', '.join(failed)}. The same command tries them again.")
+        print(f"{len(failed)} failed: {', '.join(failed)}. The same command tries them again.")
     return 1 if failed else 0
 
 

@@ -14,7 +14,8 @@ import yaml
 from kdmcse_hf.sts import TASKS
 
 _KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
-_KEYS |= {"subsets", "plots", "notes"}
+_KEYS |= {"subsets", "plots", "notes", "evaluations"}
+_EVALUATION_KEYS = {"command", "rows", "label", "seeds"}
 _ROW_KEYS = {"like", "label", "seeds", "train", "keep", "best_of"}
 
 
@@ -60,6 +61,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What a script measures of the weights of some rows; see [`studies.evaluations`]."""
+
+    name: str
+    label: str
+    command: str
+    rows: tuple[str, ...]
+    seeds: int | None
+
+
+@dataclass(frozen=True)
 class Study:
     """What a YAML file states.
 
@@ -75,6 +87,7 @@ class Study:
         subsets: the comparisons that are told by subset, too.
         plots: names of the rows that the plots show.
         notes: what a reader of the report has to know.
+        evaluations: what else is measured; not those of included files.
     """
 
     name: str
@@ -88,6 +101,7 @@ class Study:
     subsets: tuple[str, ...]
     plots: tuple[str, ...]
     notes: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
 
     def runs(self, rows: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Run]:
         """The runs of these rows (by default this file's own) and seeds: all rows of one seed before the next.
@@ -141,6 +155,7 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
         subsets=tuple(stated.get("subsets") or ()),
         plots=tuple(stated.get("plots") or own),
         notes=tuple(merged.get("notes") or ()),
+        evaluations=tuple(_evaluation(path, *item, rows) for item in (stated.get("evaluations") or {}).items()),
     )
     named = {*study.plots, *(n for names in (*study.tables.values(), *study.comparisons.values()) for n in names)}
     if unknown := sorted(named - set(rows)):
@@ -206,6 +221,20 @@ def _choice(path: Path, name: str, stated: dict[str, Any], known: dict[str, Row]
             f"most; it has {', '.join(stated)}" + (f", and {', '.join(odd)} is none." if odd else ".")
         )
     return Row(name, str(stated.get("label", name)), {}, (), best_of=candidates)
+
+
+def _evaluation(path: Path, name: str, stated: dict[str, Any], rows: Mapping[str, Row]) -> Evaluation:
+    names = tuple(stated.get("rows") or ())
+    unmade = [
+        row for row in names if row not in rows or rows[row].best_of or not (rows[row].keep or not rows[row].train)
+    ]
+    if unmade or not {"command", "rows"} <= set(stated) <= _EVALUATION_KEYS:
+        raise ValueError(
+            f"{path}, evaluation {name!r}: expected a `command` and `rows` whose weights are kept, and `label` and "
+            f"`seeds` at most; it has {', '.join(stated)}"
+            + (f", and {', '.join(unmade)} keep none." if unmade else ".")
+        )
+    return Evaluation(name, str(stated.get("label", name)), stated["command"], names, stated.get("seeds"))
 
 
 def _text(value: Any) -> str:

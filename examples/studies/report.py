@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdmcse_hf.teacher.shard import publishing
+from studies.evaluations import evaluation_tables
 from studies.grid import Study, expand
 from studies.results import Results
 from studies.tables import (
@@ -56,6 +57,7 @@ def _tables(found: Findings) -> Iterable[Table]:
         yield other_measures_table(found, f"{title}: other measures", rows)
     if found.study.comparisons:
         yield comparisons_table(found)
+    yield from evaluation_tables(found)
     yield subsets_table(found, found.study.plots)
     if found.study.subsets:
         yield subset_gains_table(found, found.study.subsets)

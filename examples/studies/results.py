@@ -25,6 +25,7 @@ class Results:
     | `cosines/gold.npz` | the gold scores of those pairs |
     | `draws/ROW-SEED.npz` | the scores of resampled pairs, for intervals |
     | `logs/ROW-SEED.log` | what the run printed |
+    | `evaluations/NAME/ROW-SEED.json` | what else was measured of the weights |
     | `runs/ROW-SEED/` | runs at work, or failed; and the weights of rows with `keep` |
     """
 
@@ -49,6 +50,9 @@ class Results:
 
     def log_file(self, run: Run) -> Path:
         return self.folder / "logs" / f"{run.name}.log"
+
+    def evaluation_file(self, name: str, run: Run) -> Path:
+        return self.folder / "evaluations" / name / f"{run.name}.json"
 
     def failure(self, run: Run) -> str | None:
         """Why the run's last start failed."""

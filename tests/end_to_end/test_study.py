@@ -16,6 +16,7 @@ import yaml
 from run_study import main
 from scipy.stats import spearmanr, ttest_1samp
 from studies import tables
+from studies.evaluations import evaluate_finished
 from studies.grid import Run, expand, load_study
 from studies.material import prepare
 from studies.report import write_report
@@ -137,7 +138,7 @@ def test_a_failed_run_is_told_and_the_rest_goes_on(
     assert main([*arguments, "--runs_at_once", "2"]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"broken-0: FAILED: .*gone is not a teacher cache", printed)
-    assert "1 runs failed: broken-0" in printed
+    assert "1 failed: broken-0" in printed
     done = [record["row"] for record in without_costs(folder)]
     assert sorted(done) == ["kdmcse", "no_filter", "simcse", "untrained"]
     assert "broken-0: " in (folder / "small" / "report.md").read_text()
@@ -387,6 +388,35 @@ def test_a_kept_run_with_other_flags_is_not_filed_as_the_new_one(study_file: Pat
 def test_a_seed_that_no_row_has_is_refused(study_file: Path) -> None:
     with pytest.raises(ValueError, match=r"No row has the seeds \[7\]: they have \[0, 1\]"):
         load_study(study_file).runs(seeds=[0, 7])
+
+
+def test_finished_weights_are_measured_once_more_by_other_scripts(
+    study_file: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results(tmp_path / "results")
+    change(study_file, kdmcse={"teacher_cache": str(world / "cache"), "label": "KDMCSE", "keep": True})
+    content = yaml.safe_load(study_file.read_text())
+    command = f"evaluate_retrieval.py --teacher_cache {world / 'cache'}"
+    content["evaluations"] = {"retrieval": {"label": "Found", "command": command, "rows": ["untrained", "kdmcse"]}}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    pretend(results, study_file, {"untrained": [40.0], "kdmcse": [70.0]})  # the second's weights are gone
+    study = load_study(study_file)
+    (failed,) = evaluate_finished(study, results, {})
+    assert failed.startswith("retrieval of kdmcse-0: ")
+    assert "is gone: give the row `keep: true`" in failed
+    found = json.loads(results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).read_text())
+    assert not list(results.folder.glob("evaluations/**/*.log"))
+    report = write_report(study, results, {}).read_text()
+    assert "## Found, caption to caption" in report
+    assert f"| untrained | 1 | {found['caption_to_caption']['r@1']:.2f} | " in report
+    results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).write_text('{"MR": 1.0}')
+    evaluate_finished(study, results, {})  # what is done stays
+    assert "| untrained | 1 | 1.00 |" in write_report(study, results, {}).read_text()
+
+    content["evaluations"]["retrieval"]["rows"] = ["simcse"]
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(ValueError, match="evaluation 'retrieval': expected .* and simcse keep none"):
+        load_study(study_file)
 
 
 def test_a_missing_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
