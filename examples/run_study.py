@@ -5,8 +5,9 @@
     python examples/run_study.py examples/studies/main.yaml --output_dir results --runs_at_once 8
     python examples/run_study.py examples/studies/main.yaml --output_dir results --report_only
 
-Killed, it goes on with the same command. A whole study, without `--rows` or `--seeds`, ends with its `evaluations`. `KDMCSE_DATA` names the data kit that the studies here read. A row is flags
-of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time.
+Killed, it goes on with the same command. `KDMCSE_DATA` names the data kit that the studies here read. A row is flags
+of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time. A whole
+study, without `--rows` or `--seeds`, ends with its `evaluations`.
 """
 
 import argparse
