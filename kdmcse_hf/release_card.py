@@ -27,8 +27,9 @@ _PUBLISHED = {
     "STS15": ("mteb/sts15-sts", "STS15", 3000),
     "STS16": ("mteb/sts16-sts", "STS16", 1186),
     "STSB": ("mteb/stsbenchmark-sts", "STSBenchmark", 1379),
-    "SICKR": ("mteb/sickr-sts", "SICK-R", 4927),
 }
+# SentEval's test part. mteb/sickr-sts has all 9,927 pairs of SICK, so no score of these may stand for that set.
+_SICKR_PAIRS = 4927
 
 
 def write_card(
@@ -84,6 +85,8 @@ def render_card(
     objective = description.get("objective", {})
     preset, changes = nearest_preset(objective)
     published = _published(sts)
+    part_of_sickr = sts.get("pairs", {}).get("SICKR") == _SICKR_PAIRS
+    known = {"avg", *published, *(["SICKR"] if part_of_sickr else [])}
     environment = Environment(
         loader=PackageLoader("kdmcse_hf"),
         trim_blocks=True,
@@ -93,7 +96,7 @@ def render_card(
         autoescape=False,  # Markdown
     )
     return environment.get_template("model_card.md").render(
-        metadata=_metadata(base_model, f"{preset}-{kind}", published),
+        metadata=_metadata(base_model, f"{preset}-{kind}" if objective else kind, published),
         name=name,
         kind=kind,
         objective=objective,
@@ -108,7 +111,8 @@ def render_card(
         sts=sts,
         command=command,
         protocol=_words(sts),
-        strange=[task for task in sts.get("scores", {}) if task != "avg" and task not in published],
+        part_of_sickr=part_of_sickr,
+        strange=[task for task in sts.get("scores", {}) if task not in known],
         **shown,
     )
 
