@@ -14,7 +14,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from kdmcse_hf.export import clean_configs, export_release
+from kdmcse_hf.export import export_release
+from kdmcse_hf.privacy import check_private, clean_configs
 from kdmcse_hf.release import write_json
 
 logger = logging.get_logger(__name__)
@@ -108,6 +109,7 @@ def copy_resumable(checkpoint: Path, target: Path) -> None:
     if state["best_model_checkpoint"]:
         state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
     write_json(target / "trainer_state.json", state)
+    check_private(target, (checkpoint.absolute(),))
 
 
 def _copy(source: str, target: str) -> None:

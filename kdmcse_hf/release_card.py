@@ -1,14 +1,13 @@
 """The model card of a release, written from what is recorded beside the weights and from nothing else."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from kdmcse_hf.checkpoint import OBJECTIVE_FILE, RECORD_FILE, STS_FILE
+from kdmcse_hf.checkpoint import RECORDED, read_recorded
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.objective import PRESETS
 from kdmcse_hf.release import CARD, CHECKPOINT, EVAL_RESULTS
@@ -44,22 +43,32 @@ def write_card(
         base_model: Hub name of what training began with, if it is known.
         max_length: tokens after which clients cut a sentence.
         pooler_trap: whether the plain encoder has a pooler, which then is the text head.
+
+    Raises:
+        ValueError: what is recorded is not what this package records.
     """
-    description, record, sts = (_read(folder / CHECKPOINT / file) for file in (OBJECTIVE_FILE, RECORD_FILE, STS_FILE))
+    description, record, sts = (read_recorded(folder / CHECKPOINT, file) for file in RECORDED)
     vector = VECTORS[config.pooling]
-    text = render_card(
-        name=name,
-        base_model=base_model,
-        kind=config.text_config.model_type,
-        description=description,
-        record=record,
-        sts=sts,
-        width=config.hidden_size,
-        vector=vector,
-        max_length=max_length,
-        pooled=_POOLED[config.pooling],
-        pooler_trap=POOLER_TRAP.format(vector=vector) if pooler_trap else "",
-    )
+    try:
+        text = render_card(
+            name=name,
+            base_model=base_model,
+            kind=config.text_config.model_type,
+            description=description,
+            record=record,
+            sts=sts,
+            width=config.hidden_size,
+            vector=vector,
+            max_length=max_length,
+            pooled=_POOLED[config.pooling],
+            pooler_trap=POOLER_TRAP.format(vector=vector) if pooler_trap else "",
+        )
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+        files = ", ".join(file for file in RECORDED if (folder / CHECKPOINT / file).is_file())
+        raise ValueError(
+            f"{files}: these are not as a KDMCSETrainer and `evaluate_sts.py --record` write them ({error}). Take them "
+            "from another copy of the checkpoint, or remove them: the card then says less."
+        ) from error
     (folder / CARD).write_text(text, encoding="utf-8")
     entries = eval_results(sts)
     if entries:
@@ -194,7 +203,3 @@ def _facts(record: dict[str, Any], schedule: dict[str, Any]) -> list[tuple[str, 
 
 def _words(sts: dict[str, Any]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in sts.get("protocol", {}).items()) + "."
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -14,7 +14,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("checkpoint", help="a folder that the Trainer saved")
     parser.add_argument("out", help="the folder to make")
-    parser.add_argument("--max_length", type=int, help="tokens after which clients cut (default: 128, or the most)")
+    parser.add_argument(
+        "--max_length", type=int, help="tokens after which clients cut (default: as the checkpoint, 128 or fewer)"
+    )
     parser.set_defaults(run=_run)
 
 

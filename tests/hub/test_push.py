@@ -41,7 +41,8 @@ from kdmcse_hf.checkpoint import save_sts_results
 from huggingface_hub import HfApi
 from kdmcse_hf.export import export_release
 out = Path(home) / "out"
-save_sts_results(out, {{"scores": {{"STSB": 12.5}}, "pairs": {{"STSB": 40}}, "protocol": {{"split": "test"}}}})
+scores = {{"scores": {{"STSB": 12.5}}, "pairs": {{"STSB": 40}}, "protocol": {{"split": "test"}}, "max_length": 40}}
+save_sts_results(out, scores)
 release = export_release(out, Path(home) / "release", name="alice/name")
 print("oid", HfApi().upload_folder(repo_id="alice/name", folder_path=release, commit_message="with scores").oid)
 """
