@@ -25,8 +25,10 @@ from kdmcse_hf.release import (
     CHECKPOINT,
     GOLDEN,
     MARKER,
+    edited_card,
     files_of,
     publishing_folder,
+    read_manifest,
     sentence_transformers_files,
     write_json,
     write_manifest,
@@ -46,6 +48,7 @@ def export_release(
     *,
     max_length: int | None = None,
     name: str = "FOLDER_OR_HUB_NAME",
+    replace_card: bool = False,
 ) -> Path:
     """Writes a release (see [`kdmcse_hf.release`]), whole or not at all, and only if it can be opened.
 
@@ -58,9 +61,12 @@ def export_release(
         max_length: tokens after which clients cut a sentence; by default as the checkpoint's tokenizer does, which is
             128, or fewer, in what [`KDMCSETrainer`] saved and [`convert_checkpoint`] wrote.
         name: by which the card's examples load it.
+        replace_card: whether to replace a card that was edited, too. Without it, such a card is kept where the new one
+            would be what it was edited from, and else nothing is replaced.
 
     Raises:
-        ValueError: the checkpoint cannot be read or fits no plain encoder; `out` holds something else; a file would
+        ValueError: the checkpoint cannot be read or fits no plain encoder; `out` holds something else, or a release
+            whose card was edited; a file would
             give away where it was made; recorded scores are of other weights or of sentences that were cut elsewhere.
         OSError: it cannot be written; nothing is left of it.
     """
@@ -105,7 +111,18 @@ def export_release(
             raise ValueError(
                 f"{checkpoint} has no faithful export, and none was written: {'; '.join(map(str, wrong))}."
             )
+        if (out / CARD).is_file() and not replace_card:
+            _keep_card(out, folder)
     return out
+
+
+def _keep_card(out: Path, folder: Path) -> None:
+    try:
+        kept = edited_card((out / CARD).read_bytes(), read_manifest(out), read_manifest(folder))
+    except ValueError as error:
+        raise ValueError(f"{out} is not replaced: {error}") from None
+    if kept is not None:
+        (folder / CARD).write_bytes(kept)
 
 
 def _load(checkpoint: Path) -> Any:

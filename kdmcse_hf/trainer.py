@@ -99,9 +99,7 @@ class KDMCSETrainer(Trainer):
         self.sampler = ScheduledBatchSampler(_schedule(args, train_dataset), args.world_size)
         negatives_of = args.world_size if args.gather_across_devices else 1
         if negatives_of * args.per_device_train_batch_size < 2:
-            raise ValueError(
-                "A batch of one sentence has no negatives: `per_device_train_batch_size` must be 2 or more."
-            )
+            raise ValueError("A batch of one sentence has no negatives: raise `per_device_train_batch_size`.")
         self.add_callback(SetEpoch(self.sampler, args.gradient_accumulation_steps))
         self.term_log = TermLog()
         self._best_step: int | None = None  # where the weights are the best checkpoint's, not the last step's

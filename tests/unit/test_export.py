@@ -21,7 +21,7 @@ from kdmcse_hf.cli import main
 from kdmcse_hf.export import export_release
 from kdmcse_hf.golden import Golden
 from kdmcse_hf.push import copy_resumable
-from kdmcse_hf.release import CHECKPOINT, GOLDEN, files_of
+from kdmcse_hf.release import CHECKPOINT, GOLDEN, files_of, publishing_folder
 from kdmcse_hf.truncation import cut_tokenizer, release_length
 
 ENCODER_CONFIGS = {
@@ -326,7 +326,7 @@ def test_a_release_is_replaced_and_leaves_nothing_of_the_one_before(checkpoint: 
     out = export_release(checkpoint, tmp_path / "out")
     (out / "README.md").write_text("edited")
     make_checkpoint(tmp_path / "other", "distilbert", seed=1)
-    export_release(tmp_path / "other", out)
+    export_release(tmp_path / "other", out, replace_card=True)
     assert content(out) == content(export_release(tmp_path / "other", tmp_path / "fresh"))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "other", "out", "fresh"}
 
@@ -377,12 +377,70 @@ print(*(main(["export", "other", out]) for out in ("out", "new")))
 def test_a_release_that_a_killed_process_had_moved_aside_comes_back(checkpoint: Path, tmp_path: Path) -> None:
     out = export_release(checkpoint, tmp_path / "out")
     before = content(out)
-    out.rename(tmp_path / ".out.replaced")
-    (tmp_path / ".out.incomplete").mkdir()
+    work = tmp_path / ".out.incomplete-killed"
+    work.mkdir()
+    out.rename(work / "replaced")
+    os.utime(work, (0, 0))
     with pytest.raises(ValueError, match="is not a folder"):
         export_release(tmp_path / "gone", out)
     assert content(out) == before
+    assert work.is_dir()  # of today: perhaps another process is at work
+    os.utime(work, (0, 0))
+    export_release(checkpoint, out)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "big disk").mkdir()
+    release = export_release(checkpoint, tmp_path / "big disk" / "release")
+    link = tmp_path / "link"
+    link.symlink_to(release)
+    make_checkpoint(tmp_path / "other", seed=1)
+    for source in (tmp_path / "other", checkpoint, tmp_path / "other"):
+        export_release(source, link)
+        assert link.is_symlink() and os.listdir(tmp_path / "big disk") == ["release"]
+    assert content(release) == content(export_release(tmp_path / "other", tmp_path / "fresh"))
+    assert {path.name for path in tmp_path.iterdir()} == {"big disk", "checkpoint", "fresh", "link", "other"}
+
+
+def test_a_failed_export_leaves_no_folder_above_it_that_was_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        export_release(tmp_path / "gone", tmp_path / "a" / "b" / "c")
+    assert os.listdir(tmp_path) == ["checkpoint"]
+    assert (export_release(checkpoint, tmp_path / "a" / "b" / "c") / "modules.json").exists()
+
+
+def test_two_exports_to_one_place_at_a_time_do_not_touch_each_other_s_files(tmp_path: Path) -> None:
+    with publishing_folder(tmp_path / "out") as first:
+        (first / "kdmcse").mkdir()
+        with publishing_folder(tmp_path / "out") as second:
+            (second / "kdmcse").mkdir()
+            (second / "kdmcse" / "second").touch()
+        (first / "kdmcse" / "first").touch()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out" / "kdmcse") == ["first"]
+
+
+def test_a_card_that_was_edited_is_kept_or_nothing_is_replaced(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(export_release(checkpoint, tmp_path / "out"))
+    card = tmp_path / "out" / "README.md"
+    card.write_text("edited")
+    assert main(["export", str(checkpoint), out]) == 0
+    assert card.read_text() == "edited"
+    make_checkpoint(tmp_path / "distilbert", "distilbert")
+    before = content(tmp_path)
+    for different in ([str(tmp_path / "distilbert"), out], [str(checkpoint), out, "--name", "alice/model"]):
+        assert main(["export", *different]) == 1
+        message = capsys.readouterr().err
+        assert "out is not replaced: its README.md was edited by hand" in message and "--replace_card" in message
+        assert content(tmp_path) == before
+        assert os.listdir(tmp_path).count("out") == 1
+    assert main(["export", str(checkpoint), out, "--name", "alice/model", "--replace_card"]) == 0
+    assert card.read_text().count('name = "alice/model"') == 3
+    make_checkpoint(checkpoint, seed=1)  # other weights, the same card, and nobody edited it
+    assert main(["export", str(checkpoint), out, "--name", "alice/model"]) == 0
 
 
 # --- where sentences are cut ---------------------------------------------------------------------------------------
