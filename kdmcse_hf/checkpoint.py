@@ -77,16 +77,16 @@ def read_recorded(folder: Path, file: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON, or was cut short ({error}). {_WAY_OUT}") from error
     if content != {}:
-        _check_recorded(path, content)
+        _check_recorded(path, content, _WAY_OUT)
     return dict(content)
 
 
-def _check_recorded(path: Path, content: Any) -> None:
+def _check_recorded(path: Path, content: Any, way_out: str) -> None:
     expected = _EXPECTED[path.name]
     if not isinstance(content, dict) or any(not isinstance(content.get(name), kind) for name, kind in expected.items()):
         parts = ", ".join(f"{name} ({kind.__name__})" for name, kind in expected.items())
         found = sorted(content) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"{path} holds {found}: expected a JSON object{parts and f' with {parts}'}. {_WAY_OUT}")
+        raise ValueError(f"{path} holds {found}: expected a JSON object{parts and f' with {parts}'}. {way_out}")
 
 
 def check_recordable(folder: str | os.PathLike[str]) -> None:
@@ -118,7 +118,7 @@ def save_sts_results(folder: str | os.PathLike[str], results: dict[str, Any]) ->
     """
     check_recordable(folder)
     path = Path(folder) / STS_FILE
-    _check_recorded(path, results)
+    _check_recorded(path, results, "It was not written.")
     _write(path, {**results, "weights": _weights(Path(folder))})
 
 

