@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from kdmcse_hf.checkpoint import save_sts_results
+from kdmcse_hf.checkpoint import check_recordable, save_sts_results
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.significance import spearman_intervals
 from kdmcse_hf.sts import TASKS, evaluate_sts, load_sts, sts_cosines, sts_pair_numbers
@@ -34,8 +34,11 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     args = parser.parse_args(argv)
     if args.output_json and not args.output_json.parent.is_dir():
         parser.exit(2, f"{parser.prog}: the folder of --output_json does not exist: {args.output_json.parent}\n")
-    if args.record and not Path(args.model_name_or_path, "model.safetensors").is_file():
-        parser.exit(2, f"{parser.prog}: --record needs a saved model, not {args.model_name_or_path}\n")
+    if args.record:
+        try:
+            check_recordable(args.model_name_or_path)
+        except ValueError as error:
+            parser.exit(2, f"{parser.prog}: --record: {error}\n")
 
     encoder = SentenceEncoder.from_pretrained(
         args.model_name_or_path,
@@ -65,7 +68,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             "cut after": f"{encoder.max_length} tokens",
         }
         pairs = {task: len(load_sts(args.sts_dir, task)) for task in args.tasks}
-        save_sts_results(args.model_name_or_path, {"scores": scores, "pairs": pairs, "protocol": protocol})
+        results = {"scores": scores, "pairs": pairs, "protocol": protocol, "max_length": encoder.max_length}
+        save_sts_results(args.model_name_or_path, results)
     return scores
 
 
