@@ -2,6 +2,7 @@
 
 import json
 import os
+import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdmcse_hf.configuration_kdmcse import POOLINGS
-from kdmcse_hf.modeling_kdmcse import embed_sentences, optional_file, released_checkpoint, token_limit
+from kdmcse_hf.modeling_kdmcse import (
+    RELEASED_CHECKPOINT,
+    embed_sentences,
+    load_pretrained,
+    optional_file,
+    read_settings,
+    token_limit,
+)
 from kdmcse_hf.release import POOLING_FILE, POOLING_SWITCHES
 from kdmcse_hf.tokenizer import load_tokenizer
 
@@ -93,23 +101,42 @@ class SentenceEncoder:
             pooling, max_length, kwargs: as of the class.
 
         Raises:
-            ValueError: `pooling` is not the model's own, or its vectors are made in a way that is unknown here.
+            ValueError: `pooling` is not the model's own, or its vectors are made in a way that is unknown here, or,
+                offline, not known from the cache; it cannot be read, or needs code of its own.
+            OSError: it is not there, or the Hub does not say how its vectors are made.
         """
         where = {} if revision is None else {"revision": revision}
-        subfolder = released_checkpoint(model_name_or_path, **where)
-        if subfolder is not None:
-            where["subfolder"] = subfolder
-        model = AutoModel.from_pretrained(model_name_or_path, dtype=torch.float32, **where).to(device)
+        unknown = []
+
+        def find(file: str) -> str | None:
+            try:
+                return optional_file(model_name_or_path, file, **where)
+            except FileNotFoundError:
+                unknown.append(file)
+                return None
+
+        place = dict(where)
+        if find(f"{RELEASED_CHECKPOINT}/config.json"):
+            place["subfolder"] = RELEASED_CHECKPOINT
+        read_settings(model_name_or_path, **place)
+        model = load_pretrained(AutoModel, model_name_or_path, dtype=torch.float32, **place).to(device)
+        tokenizer = load_tokenizer(model_name_or_path, **place)
         if getattr(model.config, "pooling", None) is None:
-            own, own_length = _sentence_transformers(model_name_or_path, **where)
+            unknown.clear()  # the files below say of a release what its checkpoint does
+            own, own_length = _sentence_transformers(str(model_name_or_path), find, tokenizer)
             if None not in (own, pooling) and own != pooling:
                 raise ValueError(
                     f"`pooling={pooling!r}`, but {POOLING_FILE} of {str(model_name_or_path)!r} says {own!r}: leave "
                     "`pooling` out."
                 )
+            if pooling is None and unknown:
+                raise ValueError(
+                    f"How {str(model_name_or_path)!r} makes its vectors is not known offline: the cache says nothing "
+                    f"of {', '.join(unknown)}. Download all of it (`hf download {model_name_or_path}`), or, if it has "
+                    "no such files, choose `pooling`."
+                )
             pooling = pooling or own or "cls"
             max_length = own_length if max_length is None else max_length
-        tokenizer = load_tokenizer(model_name_or_path, **where)
         return cls(model, tokenizer, pooling=pooling, max_length=max_length, **kwargs)
 
     def __call__(
@@ -142,23 +169,37 @@ class SentenceEncoder:
         return found
 
 
-def _sentence_transformers(model_name_or_path: str | os.PathLike[str], **where: Any) -> tuple[str | None, int | None]:
+def _sentence_transformers(
+    name: str, find: Callable[[str], str | None], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str | None, int | None]:
     """Pooling and token limit, as far as sentence-transformers' own files say them."""
 
     def read(file: str) -> Any:
-        path = optional_file(model_name_or_path, file, **where)
+        path = find(file)
         return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in read("modules.json") or []]
-    odd = [kind for kind in kinds if kind not in _HARMLESS_MODULES]
+    odd = [f"modules.json lists {kind}" for kind in kinds if kind not in _HARMLESS_MODULES]
     said = read(POOLING_FILE)
     names = {switch: name for name, switch in POOLING_SWITCHES.items()}
     modes = [names.get(key, key) for key, on in said.items() if key.startswith("pooling_mode_") and on is True]
     modes += [said["pooling_mode"]] if "pooling_mode" in said else []  # as newer releases write it
-    if odd or (said and (len(modes) != 1 or modes[0] not in POOLINGS)):
-        found = f"modules.json lists {', '.join(odd)}" if odd else f"{POOLING_FILE} says {modes}"
+    if said and (len(modes) != 1 or modes[0] not in POOLINGS):
+        odd.append(f"{POOLING_FILE} says {modes}")
+    prompts = read("config_sentence_transformers.json")
+    if prompt := (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name")):
+        odd.append(f"config_sentence_transformers.json puts {prompt!r} before each sentence")
+    settings = read("sentence_bert_config.json")
+    if settings.get("do_lower_case") and not _lowers(tokenizer):
+        odd.append("sentence_bert_config.json has sentences in lower case, and the tokenizer does not see to it")
+    if odd:
         raise ValueError(
-            f"{str(model_name_or_path)!r} makes its sentence vectors in a way that is unknown here: {found}, and only "
-            f"the poolings {', '.join(POOLINGS)} of a Transformer are known. Use sentence-transformers for it."
+            f"{name!r} makes its sentence vectors in a way that is unknown here: {'; '.join(odd)}. Known are the "
+            f"poolings {', '.join(POOLINGS)} of a Transformer, of sentences as they are. Use sentence-transformers."
         )
-    return modes[0] if modes else None, read("sentence_bert_config.json").get("max_seq_length")
+    return modes[0] if modes else None, settings.get("max_seq_length")
+
+
+def _lowers(tokenizer: PreTrainedTokenizerBase) -> bool:
+    letters = " ".join(string.ascii_lowercase)
+    return bool(tokenizer(letters)["input_ids"] == tokenizer(letters.upper())["input_ids"])

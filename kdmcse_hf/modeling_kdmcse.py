@@ -3,18 +3,19 @@
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
-from transformers.utils.hub import cached_file, is_offline_mode  # type: ignore[attr-defined]
 
 from .configuration_kdmcse import KDMCSEConfig
 
@@ -25,6 +26,9 @@ logger = logging.get_logger(__name__)
 
 RELEASED_CHECKPOINT = "kdmcse"
 """Folder of a release in which the training checkpoint lies, beside the plain encoder."""
+RELEASE_MARK = "kdmcse_checkpoint"
+"""Name under which a release's own config.json says that folder."""
+ATTENTION_NAMES = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _ORIGIN = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 # Padded tokens of a forward pass, if the caller does not say how many rows: on a CPU, more leave its caches.
 _TOKENS_ON_CPU, _TOKENS = 2048, 65536
@@ -100,7 +104,8 @@ class KDMCSEModel(PreTrainedModel):
     def __init__(self, config: KDMCSEConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if encoder is None:
-            encoder = AutoModel.from_config(config.text_config, **_without_pooler(config.text_config))
+            options = {"trust_remote_code": False, **_without_pooler(config.text_config)}
+            encoder = AutoModel.from_config(config.text_config, **options)
         self.encoder = encoder
         hidden_size, projection_dim = config.hidden_size, config.projection_dim
         self.pooler = TextHead(hidden_size)
@@ -127,7 +132,8 @@ class KDMCSEModel(PreTrainedModel):
         Of a release, the training checkpoint in it is taken.
 
         Raises:
-            ValueError: it holds another kind of model.
+            ValueError: it holds another kind of model, or its config names code to run.
+            OSError: the Hub does not say what it holds.
         """
         if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
             kwargs |= _checkpoint_of(cls.config_class, pretrained_model_name_or_path, **kwargs)
@@ -159,7 +165,9 @@ class KDMCSEModel(PreTrainedModel):
             kwargs: passed to `from_pretrained` (`revision`, `token`, `attn_implementation`, ...).
 
         Raises:
-            ValueError: the checkpoint's architecture differs from what was asked for, or its weights cannot be read.
+            ValueError: the checkpoint's architecture differs from what was asked for, its weights cannot be read, or it
+                needs code that was not asked for.
+            OSError: the Hub does not say whether it is a release.
         """
         wanted: dict[str, Any] = {
             "image_embed_dim": image_embed_dim,
@@ -176,8 +184,9 @@ class KDMCSEModel(PreTrainedModel):
                 f"{str(model_name_or_path)!r} is a release: training starts from the checkpoint in its folder "
                 f"{subfolder!r}, with the heads that it has. For new heads, save its plain encoder elsewhere."
             )
+        read_settings(model_name_or_path, **kwargs)
         config_kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "attn_implementation")}
-        config = AutoConfig.from_pretrained(model_name_or_path, **config_kwargs)
+        config = load_pretrained(AutoConfig, model_name_or_path, **config_kwargs)
         if config.model_type == cls.config_class.model_type:
             for name, value in wanted.items():
                 found = getattr(config, name)
@@ -186,9 +195,9 @@ class KDMCSEModel(PreTrainedModel):
                         f"The checkpoint {str(model_name_or_path)!r} has {name}={found!r}, but {name}={value!r} was "
                         "asked for. Use the checkpoint's own value, or start again from a plain encoder."
                     )
-            model: KDMCSEModel = _load(cls, model_name_or_path, **kwargs)
+            model: KDMCSEModel = load_pretrained(cls, model_name_or_path, **kwargs)
             return model
-        encoder = _load(AutoModel, model_name_or_path, **kwargs, **_without_pooler(config))
+        encoder = load_pretrained(AutoModel, model_name_or_path, **kwargs, **_without_pooler(config))
         # The very config object that the encoder's layers hold, so that `set_attn_implementation` reaches them. A new
         # config would reset theirs unless it names one.
         attention = encoder.config._attn_implementation
@@ -325,14 +334,14 @@ class KDMCSEModel(PreTrainedModel):
 
         name, where = self._origin
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **where)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
             if len(tokenizer) <= len(tokenizer.all_special_tokens):
                 # transformers 5 makes an empty tokenizer of the encoder's type where the folder has no files
                 raise ValueError("it has no vocabulary")
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # whatever a damaged file makes of it
             raise ValueError(
                 f"No tokenizer could be loaded from {str(name)!r}, where the model comes from ({type(error).__name__}: "
-                f"{error}). Save one there, or give it to `encode` (`tokenizer=...`)."
+                f"{' '.join(str(error).split())}). Save one there, or give it to `encode` (`tokenizer=...`)."
             ) from error
         return tokenizer
 
@@ -455,21 +464,33 @@ def token_limit(model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase") ->
 
 def _checkpoint_of(config_class: Any, model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
     """The `subfolder` in which a checkpoint lies, as keyword arguments."""
-    where = {name: value for name, value in kwargs.items() if name in _ORIGIN}
-    if "subfolder" not in where and (subfolder := released_checkpoint(model_name_or_path, **where)):
-        return {"subfolder": subfolder}
-    found = config_class.get_config_dict(model_name_or_path, **where)[0].get("model_type")
+    where = {}
+    if "subfolder" not in kwargs and (subfolder := released_checkpoint(model_name_or_path, **kwargs)):
+        where["subfolder"] = subfolder
+    found = read_settings(model_name_or_path, **kwargs, **where).get("model_type")
     if found != config_class.model_type:
         raise ValueError(
             f"{str(model_name_or_path)!r} holds a model of type {found!r}, not a KDMCSE checkpoint: to embed with it, "
             "use `SentenceEncoder.from_pretrained` or `AutoModel`; to train it, `KDMCSEModel.from_encoder`."
         )
-    return {}
+    return where
 
 
 def released_checkpoint(model_name_or_path: str | os.PathLike[str], **where: Any) -> str | None:
-    """The subfolder with the training checkpoint, if this is a release; arguments are of [`optional_file`]."""
-    found = optional_file(model_name_or_path, f"{RELEASED_CHECKPOINT}/config.json", **where)
+    """The subfolder with the training checkpoint, if this is a release; arguments are of [`optional_file`].
+
+    Raises:
+        OSError: it is not known. Offline, what does not say that it is a release is taken for none.
+    """
+    try:
+        found = optional_file(model_name_or_path, f"{RELEASED_CHECKPOINT}/config.json", **where)
+    except FileNotFoundError as error:
+        if read_settings(model_name_or_path, **where).get(RELEASE_MARK) == RELEASED_CHECKPOINT:
+            raise OSError(
+                f"{str(model_name_or_path)!r} is a release, of which the cache holds the plain encoder alone: "
+                f"`hf download {model_name_or_path}` gets its checkpoint, too."
+            ) from error
+        found = None
     return None if found is None else RELEASED_CHECKPOINT
 
 
@@ -477,16 +498,55 @@ def optional_file(model_name_or_path: str | os.PathLike[str], file: str, **where
     """The path of a file of a folder or Hub name (`revision`, `token`, ...), or `None` if it has no such file.
 
     Raises:
-        OSError: the Hub cannot be asked. Offline, what is in the cache is all that there is.
+        FileNotFoundError: offline, the cache does not say whether it has one.
+        OSError: the Hub does not say it.
     """
-    found: str | None = cached_file(
-        model_name_or_path,
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=not is_offline_mode(),
-        **{name: value for name, value in where.items() if name in _ORIGIN},
-    )
-    return found
+    name, options = str(model_name_or_path), {key: where[key] for key in ("revision", "cache_dir") if key in where}
+    if os.path.isdir(name):
+        path = os.path.join(name, file)
+        return path if os.path.isfile(path) else None
+    offline = is_offline_mode() or bool(where.get("local_files_only"))
+    try:
+        return str(hf_hub_download(name, file, token=where.get("token"), local_files_only=offline, **options))
+    except Exception as error:  # a client raises many kinds
+        known = isinstance(error, EntryNotFoundError)
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached
+            known = try_to_load_from_cache(name, file, **options) is _CACHED_NO_EXIST
+        if known:
+            return None
+        cause = error.__cause__ or error
+        raise (FileNotFoundError if offline else OSError)(
+            f"{name!r} is no folder here, and it is not known whether it has a file {file} on the Hub "
+            f"({type(cause).__name__}: {' '.join(str(cause).split())})."
+        ) from error
+
+
+def read_settings(model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
+    """What config.json says; arguments are those of `from_pretrained`.
+
+    Raises:
+        ValueError: it names attention code on the Hub, which transformers would fetch and run unasked, and no
+            `attn_implementation` is given, which comes before it.
+    """
+    where = {name: value for name, value in kwargs.items() if name in _ORIGIN}
+    settings: dict[str, Any] = KDMCSEConfig.get_config_dict(model_name_or_path, **where)[0]
+    chosen = kwargs.get("attn_implementation") is not None
+    for name, value in nested_items(settings):
+        # An underscore would come before what the caller chooses.
+        if name in ATTENTION_NAMES and "/" in str(value) and (name.startswith("_") or not chosen):
+            raise ValueError(
+                f"The config of {str(model_name_or_path)!r} names code on the Hub, {name}={value!r}, and none is run "
+                "unasked: take it out there, or load the model with `attn_implementation='sdpa'`."
+            )
+    return settings
+
+
+def nested_items(settings: Any) -> Iterator[tuple[Any, Any]]:
+    """Names and values at every depth of what a JSON file says."""
+    for name, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+        yield name, value
+        if isinstance(value, dict | list):
+            yield from nested_items(value)
 
 
 def _without_pooler(text_config: Any) -> dict[str, bool]:
@@ -497,13 +557,24 @@ def _without_pooler(text_config: Any) -> dict[str, bool]:
     return {"add_pooling_layer": False}
 
 
-def _load(model_class: Any, model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+def load_pretrained(auto_class: Any, model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """`from_pretrained`, which asks nobody whether to run code: it runs none without `trust_remote_code=True`.
+
+    Raises:
+        ValueError: there is no opening it without, or its weights cannot be read.
+    """
     try:
-        return model_class.from_pretrained(model_name_or_path, **kwargs)
+        return auto_class.from_pretrained(model_name_or_path, **{"trust_remote_code": False, **kwargs})
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # by name, for this file imports no safetensors
-            raise
-        raise ValueError(
-            f"The weights in {str(model_name_or_path)!r} cannot be read ({type(error).__name__}: {error}). The file "
-            "is damaged or was cut short: copy or download it again, or take an earlier checkpoint."
-        ) from error
+        name = str(model_name_or_path)
+        if type(error).__name__ == "SafetensorError":  # by name, for this file imports no safetensors
+            raise ValueError(
+                f"The weights in {name!r} cannot be read ({type(error).__name__}: {error}). The file is damaged or was "
+                "cut short: copy or download it again, or take an earlier checkpoint."
+            ) from error
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{name!r} cannot be opened without code of its own, and none is run unasked. If you trust it, pass "
+                "`trust_remote_code=True`; a SentenceEncoder takes the model and tokenizer that were opened so."
+            ) from error
+        raise

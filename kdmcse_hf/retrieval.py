@@ -31,7 +31,8 @@ def evaluate_retrieval(encode: SentenceEncoder, cache: TeacherCache) -> dict[str
         cache: of held-out pictures; its image features must be of the teacher that the model was trained with.
 
     Raises:
-        ValueError: image features of another width than the model's, no captions, or vectors that are not finite.
+        ValueError: image features of another width than the model's, no captions, vectors that are not finite, or
+            of length 1 for a model whose grounding head was trained on them as they are.
     """
     pairs = TeacherPairs(cache)
     if not len(pairs):
@@ -40,6 +41,11 @@ def evaluate_retrieval(encode: SentenceEncoder, cache: TeacherCache) -> dict[str
     images = np.unique(groups)
     model = encode.model
     grounded = isinstance(model, KDMCSEModel) and model.image_projection is not None
+    if grounded and encode.normalize:
+        raise ValueError(
+            "The encoder has `normalize=True`, but the grounding head was trained on vectors of their own length: use "
+            "a SentenceEncoder without it. Retrieval compares by cosine anyway."
+        )
     if grounded:  # first, for the wrong teacher shows here
         projected = _through(
             lambda features: model._project(model.image_projection, features, "image"),  # type: ignore[operator]

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from kdmcse_hf.golden import Golden
-from kdmcse_hf.modeling_kdmcse import KDMCSEModel
+from kdmcse_hf.modeling_kdmcse import ATTENTION_NAMES, KDMCSEModel, nested_items
 from kdmcse_hf.release import (
     CARD,
     CHECKPOINT,
@@ -40,6 +41,13 @@ _PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _HARMLESS = (".gitattributes", ".gitignore", "LICENSE")
 # To resume from: a Trainer may push them beside a release, and no client of the release opens them.
 _RESUMABLE = re.compile(r"(last-checkpoint|checkpoint-\d+)/")
+# What is large in them, and may be a pickle; neither downloaded nor looked at.
+_STATES = [
+    f"{folder}/{state}"
+    for folder in ("last-checkpoint", "checkpoint-[0-9]*")
+    for state in ("*.safetensors", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+]
+_AUTO_MAP = {"AutoConfig": "configuration_kdmcse.KDMCSEConfig", "AutoModel": "modeling_kdmcse.KDMCSEModel"}
 _SOURCES = Path(__file__).parent
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -57,13 +65,13 @@ class Check:
 
 
 def download_release(name: str, revision: str | None = None) -> Path:
-    """Downloads a repository of the Hub into its cache; runs nothing of it.
+    """Downloads a repository of the Hub into its cache, but for the states to resume from; runs nothing of it.
 
     Raises:
         ValueError: there is no such repository, or it cannot be reached; says why.
     """
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["last-checkpoint/*", "checkpoint-*/*"]))
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=_STATES))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(
             f"{name!r} is no folder here, and cannot be read from the Hub ({type(error).__name__}: {error})."
@@ -130,8 +138,8 @@ def _files(folder: Path, files: dict[str, Any]) -> str:
 
 
 def _nothing_else(folder: Path, files: dict[str, Any]) -> str:
-    others = set(_files_of_release(folder)) - {*files, MANIFEST, CARD, *_HARMLESS}
-    others = {name for name in others if not name.startswith(".eval_results/")}
+    others = {name for name in files_of(folder) if not _RESUMABLE.match(name)}
+    others -= {*files, MANIFEST, CARD, *_HARMLESS}
     if others:
         raise ValueError(f"not of the release: {', '.join(sorted(others))}")
     return "no file that the export did not write"
@@ -140,12 +148,12 @@ def _nothing_else(folder: Path, files: dict[str, Any]) -> str:
 def _code(folder: Path) -> str:
     """Whatever the manifest says: a manifest can be made to say anything."""
     own = {f"{CHECKPOINT}/{name}": _SOURCES / name for name in CODE}
-    names = _files_of_release(folder)
-    wrong = [f"{name} is a pickle, and reading one can run code" for name in names if name.endswith(_PICKLES)]
-    wrong += [f"{name} is code" for name in names if name.endswith(".py") and name not in own]
-    for name in ("config.json", "tokenizer_config.json", f"{CHECKPOINT}/tokenizer_config.json"):
-        if "auto_map" in _json(folder, name):
-            wrong.append(f"{name} has an `auto_map`, which names code to run")
+    paths = [path for path in folder.rglob("*") if not path.is_dir() and path.relative_to(folder).parts[0] != ".git"]
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    names = [name for name in names if not any(fnmatchcase(name, state) for state in _STATES)]
+    wrong = [f"{name} is a pickle, and reading one can run code" for name in names if name.lower().endswith(_PICKLES)]
+    wrong += [f"{name} is code" for name in names if name.lower().endswith(".py") and not _is_own(folder, name)]
+    wrong += [problem for name in names if name.endswith(".json") for problem in _code_named_in(folder, name)]
     modules = _json(folder, "modules.json")
     if modules != sentence_transformers_files("cls", 1, 1)["modules.json"]:
         wrong.append(f"modules.json names other modules than a Transformer and a Pooling: {modules}")
@@ -153,6 +161,28 @@ def _code(folder: Path) -> str:
         raise ValueError("; ".join(wrong))
     same = all((folder / name).read_bytes() == source.read_bytes() for name, source in own.items())
     return f"only two files for `trust_remote_code=True`, {'the same as' if same else 'others than'} this package's"
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether this is one of the two files of code, or its copy in a folder to resume from."""
+    place, _, file = name.rpartition("/")
+    if file not in CODE or not (place == CHECKPOINT or _RESUMABLE.fullmatch(f"{place}/")):
+        return False
+    return (folder / name).read_bytes() == (folder / CHECKPOINT / file).read_bytes()
+
+
+def _code_named_in(folder: Path, name: str) -> Iterator[str]:
+    """What is wrong with a JSON file: it names code that is not one of the two files."""
+    content = _json(folder, name)
+    if name == f"{CHECKPOINT}/config.json":
+        found = content.pop("auto_map", None)
+        if found != {kind: f"{CHECKPOINT}/{place}" for kind, place in _AUTO_MAP.items()}:
+            yield f"{name} has an `auto_map` that names other code than the two files beside it: {found}"
+    elif _RESUMABLE.match(name) and isinstance(content, dict) and content.get("auto_map") == _AUTO_MAP:
+        del content["auto_map"]  # it leads to the repository's root, where no code may be
+    for key, value in nested_items([content]):
+        if key in ("auto_map", *ATTENTION_NAMES) and not isinstance(value, int):  # a number in a vocabulary
+            yield f"{name} has an `{key}`, which names code to run"
 
 
 def _weights(folder: Path, golden: Golden) -> str:
@@ -275,9 +305,8 @@ def _vectors(client: str, folder: Path, golden: Golden) -> str:
     return f"{release} the golden vectors to within {distance:.1e} ({allowed})"
 
 
-def _files_of_release(folder: Path) -> list[str]:
-    return [name for name in files_of(folder) if not _RESUMABLE.match(name)]
-
-
 def _json(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text(encoding="utf-8"))
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as JSON ({error})") from error

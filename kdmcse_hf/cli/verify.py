@@ -23,8 +23,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from kdmcse_hf.teacher.cache import MANIFEST
 
     if (Path(arguments.folder) / MANIFEST).exists():
+        if arguments.revision:
+            raise ValueError(f"{arguments.folder} is a teacher cache: leave out --revision, of a release on the Hub.")
         _verify_cache(arguments)
     else:
+        if arguments.captions:
+            raise ValueError(f"{arguments.folder} is no teacher cache: leave out --captions, which is of one.")
+        if arguments.revision and Path(arguments.folder).exists():
+            raise ValueError(f"{arguments.folder} is a folder here: leave out --revision, of a release on the Hub.")
         _verify_release(arguments)
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,6 +219,38 @@ def test_other_people_s_encoders_are_pooled_as_their_files_say(
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
     with pytest.raises(ValueError, match=r"modules\.json lists Dense"):
         SentenceEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config_sentence_transformers.json", {"prompts": {"q": ""}, "default_prompt_name": "q"}, None),
+        ("config_sentence_transformers.json", {"prompts": {"q": "the red "}, "default_prompt_name": None}, None),
+        ("config_sentence_transformers.json", {"prompts": {"q": "the red "}, "default_prompt_name": "q"}, "'the red '"),
+        ("sentence_bert_config.json", {"max_seq_length": 20, "do_lower_case": True}, None),
+    ],
+)
+def test_sentences_that_others_change_before_they_embed_them_are_refused(
+    file: str, content: dict[str, object], says: str | None, encoder_folder, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(encoder_folder("bert"), tmp_path / "encoder")
+    plain = SentenceEncoder.from_pretrained(folder)(SENTENCES)
+    (folder / file).write_text(json.dumps(content))
+    if says is None:
+        np.testing.assert_array_equal(SentenceEncoder.from_pretrained(folder)(SENTENCES), plain)
+    else:
+        with pytest.raises(ValueError, match=f"unknown here: {file} puts {says} before each sentence"):
+            SentenceEncoder.from_pretrained(folder)
+
+
+def test_lower_case_that_only_sentence_transformers_would_see_to_is_refused(encoder_folder, tmp_path: Path) -> None:
+    folder = shutil.copytree(encoder_folder("bert"), tmp_path / "encoder")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20, "do_lower_case": True}))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="unknown here: sentence_bert_config.json has sentences in lower case"):
+        SentenceEncoder.from_pretrained(folder)
 
 
 def test_training_goes_on_from_a_release_with_the_heads_it_has(

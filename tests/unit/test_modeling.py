@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from tiny import ENCODER_CONFIGS, make_sentences, make_tokenizer
 from transformers import AutoConfig, AutoModel, FunnelConfig
 
-from kdmcse_hf import KDMCSEConfig, KDMCSEModel
+from kdmcse_hf import KDMCSEConfig, KDMCSEModel, SentenceEncoder
 from kdmcse_hf.tokenizer import load_tokenizer
 
 KINDS = sorted(ENCODER_CONFIGS)
@@ -179,7 +180,8 @@ def test_a_saved_checkpoint_carries_its_two_source_files(model: KDMCSEModel, tmp
     for path in tmp_path.glob("*.py"):
         imports = [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
         roots = {line.split()[1].split(".")[0] for line in imports}
-        assert roots <= {*sys.stdlib_module_names, "torch", "transformers", ""}
+        # huggingface_hub: transformers cannot be without it
+        assert roots <= {*sys.stdlib_module_names, "torch", "transformers", "huggingface_hub", ""}
 
 
 def test_without_this_package_a_checkpoint_gives_the_same_vectors(model: KDMCSEModel, tmp_path: Path) -> None:
@@ -208,9 +210,79 @@ def test_an_encoder_without_tokenizer_is_refused_with_the_remedy(encoder_folder,
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{}", '{"version": "1.0", "model": {"type": "WordLevel"', "[1]"])
+def test_a_damaged_tokenizer_is_refused_by_its_folder(content: str, model: KDMCSEModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=f"No tokenizer could be loaded from '{tmp_path}'"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=f"No tokenizer could be loaded from '{tmp_path}'"):
+        KDMCSEModel.from_pretrained(tmp_path).encode("a cat")
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What anybody was asked at the keyboard."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
+    return asked
+
+
+def test_custom_code_is_neither_run_nor_asked_for_unless_the_caller_wants_it(
+    encoder_folder, tmp_path: Path, asked: list[str]
+) -> None:
+    folder = shutil.copytree(encoder_folder("bert"), tmp_path / "encoder")
+    code = "from transformers import BertConfig, BertModel, BertTokenizer\nclass {name}({base}): {body}\n"
+    (folder / "own.py").write_text(
+        code.format(name="Config", base="BertConfig", body="model_type = 'own'")
+        + code.format(name="Model", base="BertModel", body="config_class = Config")
+    )
+    edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
+    says = r"without code of its own, and none is run unasked.*trust_remote_code=True"
+    for load in (KDMCSEModel.from_encoder, SentenceEncoder.from_pretrained):
+        with pytest.raises(ValueError, match=says):
+            load(folder)
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Tokenizer", None]}, tokenizer_class="Own")
+    with pytest.raises(ValueError, match="No tokenizer could be loaded.*trust_remote_code"):
+        load_tokenizer(folder)
+    assert asked == []
+    assert type(KDMCSEModel.from_encoder(folder, trust_remote_code=True).encoder).__name__ == "Model"
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+def test_attention_code_that_a_config_names_is_refused_unless_the_caller_chooses(
+    name: str, model: KDMCSEModel, encoder_folder, tmp_path: Path
+) -> None:
+    encoder = shutil.copytree(encoder_folder("bert"), tmp_path / "encoder")
+    edit(encoder / "config.json", **{name: "evil/kernel"})
+    model.save_pretrained(tmp_path / "ours")
+    text_config = json.loads((tmp_path / "ours" / "config.json").read_text())["text_config"]
+    edit(tmp_path / "ours" / "config.json", text_config={**text_config, name: {"": "paged|evil/kernel"}})
+    for folder in (encoder, tmp_path / "ours"):
+        for load in (KDMCSEModel.from_encoder, KDMCSEModel.from_pretrained, SentenceEncoder.from_pretrained):
+            with pytest.raises(ValueError, match=f"names code on the Hub, {name}=.*evil/kernel"):
+                load(folder)
+    if name.startswith("_"):
+        with pytest.raises(ValueError, match="names code on the Hub"):  # transformers would prefer it to the caller's
+            KDMCSEModel.from_encoder(encoder, attn_implementation="eager")
+    else:
+        model = KDMCSEModel.from_encoder(encoder, attn_implementation="eager")
+        assert model.encoder.config._attn_implementation == "eager"
+    edit(encoder / "config.json", **{name: "sdpa"})
+    assert KDMCSEModel.from_encoder(encoder).encoder.config._attn_implementation == "sdpa"
+
+
 def test_an_unreadable_checkpoint_is_refused_by_file(model: KDMCSEModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"{tmp_path}.*cannot be read"):
         KDMCSEModel.from_encoder(tmp_path, image_embed_dim=12, caption_embed_dim=9, projection_dim=7)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*cannot be read"):
+        SentenceEncoder.from_pretrained(tmp_path)

@@ -144,3 +144,16 @@ def test_features_of_another_teacher_are_refused(encoder_folder, cache: TeacherC
     model = grounded_model(encoder_folder("bert"), cache, width=5)
     with pytest.raises(ValueError, match="`config.image_embed_dim` is 5"):
         evaluate_retrieval(SentenceEncoder(model, make_tokenizer()), cache)
+
+
+def test_vectors_of_length_one_are_refused_where_a_head_was_trained_on_others(
+    encoder_folder, cache: TeacherCache
+) -> None:
+    model = grounded_model(encoder_folder("bert"), cache)
+    with pytest.raises(ValueError, match="has `normalize=True`, but the grounding head was trained on"):
+        evaluate_retrieval(SentenceEncoder(model, make_tokenizer(), normalize=True), cache)
+    found = [
+        evaluate_retrieval(SentenceEncoder(model.encoder, make_tokenizer(), pooling="cls", normalize=unit), cache)
+        for unit in (False, True)
+    ]
+    assert found[0] == found[1]  # cosines alone

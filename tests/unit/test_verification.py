@@ -14,6 +14,7 @@ from kdmcse_hf import __version__
 from kdmcse_hf.cli import main
 from kdmcse_hf.export import export_release
 from kdmcse_hf.golden import Golden
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel
 from kdmcse_hf.release import GOLDEN, write_manifest
 from kdmcse_hf.verification import Check, verify_release
 
@@ -177,6 +178,110 @@ def test_code_is_refused_and_never_run_whatever_the_manifest_says(release: Path,
     assert not ran.exists()
 
 
+OWN_AUTO_MAP = {
+    "AutoConfig": "kdmcse/configuration_kdmcse.KDMCSEConfig",
+    "AutoModel": "kdmcse/modeling_kdmcse.KDMCSEModel",
+}
+
+
+def rewrite_manifest(release: Path) -> None:
+    """As somebody hostile would: it lists whatever is there."""
+    (release / "kdmcse" / "release.json").unlink()
+    write_manifest(release, __version__)
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        {"AutoConfig": "evil/repo--config.C", "AutoModel": "evil/repo--model.M"},
+        {**OWN_AUTO_MAP, "AutoModel": "last-checkpoint/evil.M"},
+        {**OWN_AUTO_MAP, "AutoTokenizer": ["kdmcse/evil.T", None]},
+        {},
+        None,
+    ],
+)
+def test_custom_code_is_what_the_config_names_and_that_is_the_two_files_alone(
+    auto_map: dict[str, object] | None, release: Path
+) -> None:
+    assert json.loads((release / "kdmcse" / "config.json").read_text())["auto_map"] == OWN_AUTO_MAP
+    edit(release / "kdmcse" / "config.json", auto_map=auto_map)
+    rewrite_manifest(release)
+    found = wrong(release)
+    said = f"kdmcse/config.json has an `auto_map` that names other code than the two files beside it: {auto_map}"
+    assert found["code"] == said
+    assert all(found[client].startswith("not tried") for client in CLIENTS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("last-checkpoint/evil.py", "checkpoint-7/evil.py", ".cache/evil.py", ".cache/huggingface/evil.PY"),
+        *("last-checkpoint/modeling_kdmcse.py", "modeling_kdmcse.py", "last-checkpoint/kdmcse/modeling_kdmcse.py"),
+    ],
+)
+def test_code_is_refused_in_folders_that_the_manifest_need_not_list(name: str, release: Path) -> None:
+    (release / name).parent.mkdir(parents=True, exist_ok=True)
+    (release / name).write_text("print('evil')")
+    assert wrong(release)["code"] == f"{name} is code"
+
+
+def test_of_a_folder_to_resume_from_only_the_states_may_be_pickles(release: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint")  # with the two files of code, and a config that names them
+    for folder in ("last-checkpoint", "checkpoint-20"):
+        shutil.copytree(tmp_path / "checkpoint", release / folder)
+        for state in ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth"):
+            (release / folder / state).write_bytes(b"x")
+    assert wrong(release) == {}
+    for name in ("last-checkpoint/training_args.bin", "checkpoint-20/pytorch_model.bin", "checkpoint-x/optimizer.pt"):
+        (release / name).parent.mkdir(exist_ok=True)
+        (release / name).write_bytes(b"x")
+        assert f"{name} is a pickle" in wrong(release)["code"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "kdmcse/config.json", "sentence_bert_config.json", "new.json"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("auto_map", {"AutoModel": "evil/repo--m.M"}),
+        ("attn_implementation", "evil/kernel"),
+        ("_attn_implementation", "evil/kernel"),
+        ("_attn_implementation_internal", {"": "evil/kernel"}),
+    ],
+)
+def test_a_name_of_code_is_refused_in_every_json_file_at_every_depth(
+    name: str, value: object, file: str, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr("kdmcse_hf.verification.CLIENTS", {client: lambda *_: loaded.append(1) for client in CLIENTS})
+    if file == "new.json":
+        (release / file).write_text("{}")
+    edit(release / file, other=[{"deep": {name: value}}])
+    rewrite_manifest(release)
+    assert wrong(release)["code"] == f"{file} has an `{name}`, which names code to run"
+    assert loaded == []  # it is looked at before anything opens it
+    (release / file).write_text("{")
+    rewrite_manifest(release)
+    assert f"{file} cannot be read as JSON" in wrong(release)["code"]
+
+
+def test_nobody_is_asked_whether_to_run_code(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
+    hostile = {"model_type": "aimv2_text_model", "hidden_size": 32, "auto_map": {"AutoModel": "evil/repo--m.M"}}
+    edit(release / "kdmcse" / "config.json", text_config=hostile)
+    rewrite_manifest(release)
+    assert "kdmcse/config.json has an `auto_map`" in wrong(release)["code"]
+    with pytest.raises(ValueError):
+        KDMCSEModel.from_pretrained(release)  # whose class of encoder nobody knows
+    assert asked == []
+
+
+def test_results_that_the_export_did_not_write_are_not_of_the_release(release: Path) -> None:
+    (release / ".eval_results").mkdir()
+    (release / ".eval_results" / "sts.yaml").write_text("- value: 99.9\n")
+    assert wrong(release)["nothing else"] == "not of the release: .eval_results/sts.yaml"
+
+
 def test_changed_custom_code_is_named_and_not_run(release: Path, tmp_path: Path) -> None:
     path = release / "kdmcse" / "modeling_kdmcse.py"
     path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + path.read_text())
@@ -238,6 +343,22 @@ def test_the_command_reports_every_check_and_exits_with_what_it_found(
     assert report[0].split() == ["WRONG", "nothing", "else", "not", "of", "the", "release:", "optimizer.pt"]
     wrong = ", ".join(["nothing else", "code", *clients])
     assert captured.err == f"kdmcse verify: error: {release} is not as it was exported: {wrong}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "says"),
+    [
+        ("release", "--captions", "is no teacher cache: leave out --captions"),
+        ("release", "--revision", "is a folder here: leave out --revision"),
+        ("cache", "--revision", "is a teacher cache: leave out --revision"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(
+    kind: str, flag: str, says: str, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache(tmp_path / "cache")
+    assert main(["verify", str(tmp_path / kind), flag, "nonsense"]) == 1
+    assert says in capsys.readouterr().err
 
 
 def test_the_command_still_verifies_teacher_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
