@@ -6,8 +6,8 @@
     python examples/run_study.py examples/studies/main.yaml --output_dir results --report_only
 
 Killed, it goes on with the same command. `KDMCSE_DATA` names the data kit that the studies here read. A row is flags
-of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time. A whole
-study, without `--rows` or `--seeds`, ends with its `evaluations`.
+of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time. A
+whole study, without `--rows` or `--seeds`, ends with its `evaluations`.
 """
 
 import argparse

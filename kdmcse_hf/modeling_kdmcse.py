@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
+
+# The Hub's client, by way of transformers: this file travels with the weights, and names nothing but torch and that.
+from transformers.utils.hub import (  # type: ignore[attr-defined]
+    _CACHED_NO_EXIST,
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    hf_hub_download,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
 
 from .configuration_kdmcse import KDMCSEConfig
 

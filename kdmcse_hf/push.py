@@ -30,7 +30,12 @@ _API = HfApi(library_name="kdmcse_hf")
 _WORK = "_push-"
 _at_work: set[Path] = set()
 # What of an earlier release, or of another checkpoint, would be read with this one; no other file is ever deleted.
-_OURS = re.compile(r"(?:\.eval_results|1_Pooling|kdmcse)/.+|model[^/]*\.safetensors[^/]*|[^/]+\.(?:json|txt)")
+_OURS = re.compile(
+    r"(?:\.eval_results|1_Pooling|kdmcse)/.+|model[^/]*\.safetensors[^/]*|"
+    # what tokenizers and encoders of all kinds are saved as, and no other file that somebody put beside them
+    r"(?:config|generation_config|modules|sentence_bert_config|config_sentence_transformers|tokenizer|tokenizer_config|"
+    r"special_tokens_map|added_tokens|vocab)\.json|vocab\.txt|merges\.txt"
+)
 
 
 def push_trained(
