@@ -370,7 +370,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     program = """
 import resource
 from kdmcse_hf.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (26_000, 26_000))  # fits the code that travels, not the weights
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # fits the code that travels, not the weights
 print(main(["convert", "theirs", "ours"]))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
