@@ -18,7 +18,7 @@ from kdmcse_hf import KDMCSEModel
 from kdmcse_hf.cli import main
 from kdmcse_hf.conversion import POOLER_NOTE, convert_checkpoint, from_published, load_published, to_published
 
-HIDDEN, LAYERS, ATTENTION_HEADS, INNER, POSITIONS, SPACE = 16, 2, 2, 24, 40, 6
+HIDDEN, LAYERS, ATTENTION_HEADS, INNER, POSITIONS, SPACE = 16, 2, 2, 120, 40, 6
 WIDTHS = {"none": {}, "mcse": {"mlp": 10}, "kdmcse": {"vmlp": 8, "tmlp": 8}}
 Tensors = dict[str, Tensor]
 
