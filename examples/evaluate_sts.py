@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from kdmcse_hf.checkpoint import save_sts_results
+from kdmcse_hf.checkpoint import check_recordable, save_sts_results
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.significance import spearman_intervals
-from kdmcse_hf.sts import TASKS, evaluate_sts, load_sts, sts_cosines
+from kdmcse_hf.sts import TASKS, evaluate_sts, load_sts, sts_cosines, sts_pair_numbers
 
 
 def main(argv: Sequence[str]) -> dict[str, float]:
@@ -34,8 +34,11 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     args = parser.parse_args(argv)
     if args.output_json and not args.output_json.parent.is_dir():
         parser.exit(2, f"{parser.prog}: the folder of --output_json does not exist: {args.output_json.parent}\n")
-    if args.record and not Path(args.model_name_or_path, "model.safetensors").is_file():
-        parser.exit(2, f"{parser.prog}: --record needs a saved model, not {args.model_name_or_path}\n")
+    if args.record:
+        try:
+            check_recordable(args.model_name_or_path)
+        except ValueError as error:
+            parser.exit(2, f"{parser.prog}: --record: {error}\n")
 
     encoder = SentenceEncoder.from_pretrained(
         args.model_name_or_path,
@@ -47,7 +50,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     )
     print(f"{args.model_name_or_path}: sentence vector by {encoder.pooling} pooling")
     if args.intervals:
-        intervals = spearman_intervals(sts_cosines(encoder, args.sts_dir, args.tasks))
+        cosines = sts_cosines(encoder, args.sts_dir, args.tasks)
+        intervals = spearman_intervals(cosines, pairs=sts_pair_numbers(args.sts_dir, args.tasks))
         scores = {task: interval.value for task, interval in intervals.items()}
         print("  ".join(f"{task} {i.value:.2f} [{i.low:.2f}, {i.high:.2f}]" for task, i in intervals.items()))
     else:
@@ -64,7 +68,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             "cut after": f"{encoder.max_length} tokens",
         }
         pairs = {task: len(load_sts(args.sts_dir, task)) for task in args.tasks}
-        save_sts_results(args.model_name_or_path, {"scores": scores, "pairs": pairs, "protocol": protocol})
+        results = {"scores": scores, "pairs": pairs, "protocol": protocol, "max_length": encoder.max_length}
+        save_sts_results(args.model_name_or_path, results)
     return scores
 
 

@@ -6,7 +6,8 @@
     python examples/run_study.py examples/studies/main.yaml --output_dir results --report_only
 
 Killed, it goes on with the same command. `KDMCSE_DATA` names the data kit that the studies here read. A row is flags
-of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time.
+of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time. A
+whole study, without `--rows` or `--seeds`, ends with its `evaluations`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+from studies.evaluations import evaluate_finished
 from studies.grid import load_study
 from studies.material import prepare
 from studies.report import write_report
@@ -49,20 +51,22 @@ def main(argv: Sequence[str]) -> int:
                 flags = " ".join(f"--{flag} {value}" for flag, value in run.row.flags.items())
                 print(f"{run.name}: {flags if run.row.train else 'not trained'}")
             return 0
-        results.check_same_flags(list(study.rows.values()))
+        results.check_same_flags(list(study.rows.values()), study.tasks)
         failed: list[str] = []
         places = {"WORK": str(args.work_dir or os.environ.get("WORK") or args.output_dir / "work")}
         if not args.report_only:
             with results.locked():
                 prepare(study.prepare, places)
                 failed = do_runs(runs, results, study.tasks, places, args.runs_at_once)
+                if not (args.rows or args.seeds):
+                    failed += evaluate_finished(study, results, places)
         print(write_report(study, results, places))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted: run the same command again to go on\n")
     if failed:
-        print(f"{len(failed)} runs failed: {', '.join(failed)}. The same command tries them again.")
+        print(f"{len(failed)} failed: {', '.join(failed)}. The same command tries them again.")
     return 1 if failed else 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from kdmcse_hf.release import MANIFEST
 from kdmcse_hf.teacher.shard import sha256
 
 logger = logging.get_logger(__name__)
@@ -18,6 +19,12 @@ RECORD_FILE = "training_record.json"
 STS_FILE = "sts_results.json"
 RECORDED = (OBJECTIVE_FILE, RECORD_FILE, STS_FILE)
 """What a release keeps of what is known about a checkpoint, and tells in its card."""
+_EXPECTED: dict[str, dict[str, Any]] = {
+    OBJECTIVE_FILE: {},
+    RECORD_FILE: {"data": dict, "settings": dict, "versions": dict},
+    STS_FILE: {"scores": dict, "pairs": dict, "protocol": dict, "max_length": int},
+}
+_WAY_OUT = "Take that file from another copy of the checkpoint, or remove it: the card then says less."
 
 
 def resume_point(wanted: str | None, output_dir: str | os.PathLike[str]) -> str | None:
@@ -56,33 +63,76 @@ def save_record(folder: str | os.PathLike[str], record: dict[str, Any]) -> None:
     _write(Path(folder) / RECORD_FILE, record)
 
 
+def read_recorded(folder: Path, file: str) -> dict[str, Any]:
+    """One of the files `RECORDED` of a folder; empty where there is none.
+
+    Raises:
+        ValueError: it is not what this package writes under that name.
+    """
+    path = folder / file
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON, or was cut short ({error}). {_WAY_OUT}") from error
+    if content != {}:
+        _check_recorded(path, content, _WAY_OUT)
+    return dict(content)
+
+
+def _check_recorded(path: Path, content: Any, way_out: str) -> None:
+    expected = _EXPECTED[path.name]
+    if not isinstance(content, dict) or any(not isinstance(content.get(name), kind) for name, kind in expected.items()):
+        parts = ", ".join(f"{name} ({kind.__name__})" for name, kind in expected.items())
+        found = sorted(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds {found}: expected a JSON object{parts and f' with {parts}'}. {way_out}")
+
+
+def check_recordable(folder: str | os.PathLike[str]) -> None:
+    """Whether scores may be recorded in a folder.
+
+    Raises:
+        ValueError: it is a release, of which no file may change, or holds no weights.
+    """
+    folder = Path(folder)
+    if any((place / MANIFEST).is_file() for place in (folder, folder.absolute().parent)):
+        raise ValueError(
+            f"{folder} is a release, which would not be what was exported with another file in it. Record the scores "
+            "in the checkpoint that it was made of, and export that again."
+        )
+    if not _weights(folder):
+        raise ValueError(f"{folder} holds no model.safetensors: STS results are kept beside the weights they are of.")
+
+
 def save_sts_results(folder: str | os.PathLike[str], results: dict[str, Any]) -> None:
     """Writes what [`evaluate_sts`] found beside the weights that it was found for.
 
     Args:
-        folder: a saved model.
-        results: `scores` by task, `pairs` (how many) by task, and the `protocol` in words.
+        folder: a saved model, and no release.
+        results: `scores` by task, `pairs` (how many) by task, the `protocol` in words, and `max_length`, the tokens
+            after which sentences were cut.
 
     Raises:
-        ValueError: there are no weights in the folder.
+        ValueError: the folder is a release or has no weights; something is missing in the results.
     """
-    weights = _weights(Path(folder))
-    if not weights:
-        raise ValueError(f"{folder} holds no model.safetensors: STS results are kept beside the weights they are of.")
-    _write(Path(folder) / STS_FILE, {**results, "weights": weights})
+    check_recordable(folder)
+    path = Path(folder) / STS_FILE
+    _check_recorded(path, results, "It was not written.")
+    _write(path, {**results, "weights": _weights(Path(folder))})
 
 
 def load_sts_results(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What [`save_sts_results`] wrote, if anything.
 
     Raises:
-        ValueError: they are of other weights than lie there now.
+        ValueError: they are of other weights than lie there now, or something else.
     """
-    path = Path(folder) / STS_FILE
-    if not path.is_file():
+    results = read_recorded(Path(folder), STS_FILE)
+    if not results:
         return None
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if results.pop("weights", None) != _weights(Path(folder)):
+        path = Path(folder) / STS_FILE
         raise ValueError(f"{path} holds the scores of other weights than lie beside it: evaluate again, or remove it.")
     return results
 
@@ -119,9 +169,9 @@ def check_same_run(checkpoint: str | os.PathLike[str], description: dict[str, An
     """
     saved: dict[str, Any] = {}
     for file in (OBJECTIVE_FILE, RECORD_FILE):
-        if not (path := Path(checkpoint) / file).is_file():
+        if not (Path(checkpoint) / file).is_file():
             raise ValueError(f"{checkpoint} cannot be resumed: it has no {file}. Did a KDMCSETrainer save it?")
-        saved |= json.loads(path.read_text(encoding="utf-8"))
+        saved |= read_recorded(Path(checkpoint), file)
     if different := differences(saved, description, ("objective", "variant", "schedule", "data", "teacher")):
         raise ValueError(
             f"{checkpoint} belongs to another run: {'; '.join(different)}. Resume with its settings, or start a new "

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.modeling_kdmcse import KDMCSEModel
 from kdmcse_hf.tokenizer import load_tokenizer
+from kdmcse_hf.truncation import cut_tokenizer
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 HEADS_FILE = "mcse.pt"
@@ -86,13 +88,15 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Writes a published checkpoint as a KDMCSE checkpoint with its tokenizer: whole, or not at all.
 
+    Its tokenizer cuts where that of a trained one does (see [`cut_tokenizer`]).
+
     Args:
         source: a folder or Hub name.
         folder: the new checkpoint; must not exist.
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        ValueError, OSError: as [`load_published`]; there is no tokenizer; the folder exists.
+        ValueError, OSError: as [`load_published`]; there is no tokenizer; the folder exists, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists():
@@ -102,8 +106,10 @@ def convert_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        cut_tokenizer(tokenizer, model).save_pretrained(partial)
         partial.rename(folder)
+    except SafetensorError as error:  # of safetensors' own writing, as on a full disk
+        raise OSError(f"{folder} could not be written, and nothing is left of it: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
@@ -119,8 +125,8 @@ def load_published(
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        ValueError: a file holds something else than tensors, and is not executed; a tensor is unknown, missing or of
-            another shape than the rest; there is no tokenizer.
+        ValueError: a file holds something else than tensors, and is not executed; a tensor is unknown, missing, there
+            twice, or of another shape than the rest; there is no tokenizer.
         OSError: there are no such files.
     """
     folder = _local_folder(source, revision)
@@ -273,7 +279,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder} has no weights: expected {' or '.join(WEIGHT_FILES)}.")
     tensors = _read_file(path)
     if (folder / HEADS_FILE).is_file():
-        tensors.update(_read_file(folder / HEADS_FILE))
+        heads = _read_file(folder / HEADS_FILE)
+        if twice := sorted(tensors.keys() & heads.keys()):
+            raise ValueError(
+                f"{path} and {folder / HEADS_FILE} both hold {len(twice)} tensors, such as {twice[0]!r}: which are "
+                "meant? Keep the files of one run, and each tensor in one of them."
+            )
+        tensors |= heads
     return tensors
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,34 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kdmcse_hf import __version__
-from kdmcse_hf.checkpoint import RECORD_FILE, RECORDED, load_sts_results, save_sts_results
+from kdmcse_hf.checkpoint import RECORD_FILE, RECORDED, STS_FILE, load_sts_results, read_recorded, save_sts_results
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.golden import make_golden
-from kdmcse_hf.modeling_kdmcse import KDMCSEModel, token_limit
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel
+from kdmcse_hf.privacy import check_private, clean_configs
 from kdmcse_hf.release import (
     CARD,
     CHECKPOINT,
     GOLDEN,
+    MARKER,
+    edited_card,
     files_of,
     publishing_folder,
+    read_manifest,
     sentence_transformers_files,
     write_json,
     write_manifest,
 )
 from kdmcse_hf.release_card import write_card
 from kdmcse_hf.tokenizer import load_tokenizer
+from kdmcse_hf.truncation import release_length
 from kdmcse_hf.verification import verify_release
 
-MAX_LENGTH = 128
-# What transformers notes about where something was loaded from.
-_ORIGINS = {
-    *("_name_or_path", "name_or_path", "is_local", "local_files_only", "cache_dir", "token"),
-    *("tokenizer_file", "special_tokens_map_file"),
-}
 # BERT's pooler and ALBERT's: one dense layer and tanh, as the text head is.
 _POOLER = re.compile(r"pooler\.(?:dense\.)?(weight|bias)")
-_PRIVATE = re.compile(r"(?:^|[\s=:'\"(])(?:/[\w.-]+/|~/|[A-Za-z]:[\\/]|file:)|\bhf_[A-Za-z0-9]{16,}")
 
 
 def export_release(
@@ -51,6 +48,7 @@ def export_release(
     *,
     max_length: int | None = None,
     name: str = "FOLDER_OR_HUB_NAME",
+    replace_card: bool = False,
 ) -> Path:
     """Writes a release (see [`kdmcse_hf.release`]), whole or not at all, and only if it can be opened.
 
@@ -60,19 +58,26 @@ def export_release(
     Args:
         checkpoint: a folder that [`KDMCSETrainer`] saved, or a [`KDMCSEModel`] with its tokenizer.
         out: the release; made, or replaced if it is a release.
-        max_length: tokens after which clients cut a sentence; by default 128, or fewer if the encoder reads fewer.
+        max_length: tokens after which clients cut a sentence; by default as the checkpoint's tokenizer does, which is
+            128, or fewer, in what [`KDMCSETrainer`] saved and [`convert_checkpoint`] wrote.
         name: by which the card's examples load it.
+        replace_card: whether to replace a card that was edited, too. Without it, such a card is kept where the new one
+            would be what it was edited from, and else nothing is replaced.
 
     Raises:
-        ValueError: the checkpoint cannot be read or fits no plain encoder; `out` holds something else; a file would
-            give away where it was made; recorded scores are of other weights.
+        ValueError: the checkpoint cannot be read or fits no plain encoder; `out` holds something else, or a release
+            whose card was edited; a file would give away where it was made; recorded scores are of other weights, or of
+            sentences that were cut elsewhere.
         OSError: it cannot be written; nothing is left of it.
     """
     checkpoint, out = Path(checkpoint), Path(os.path.abspath(out))
     with publishing_folder(out) as folder:
         model = _load(checkpoint)
         tokenizer = load_tokenizer(checkpoint, trust_remote_code=False)
-        max_length = _max_length(model, tokenizer, max_length)
+        max_length = release_length(tokenizer, model, max_length)
+        for file in RECORDED:
+            read_recorded(checkpoint, file)
+        sts = _scores(checkpoint, max_length)
         dtype = str(model.dtype).removeprefix("torch.")
         files = sentence_transformers_files(model.config.pooling, model.config.hidden_size, max_length)
         try:
@@ -82,7 +87,6 @@ def export_release(
             for file, content in files.items():
                 (folder / file).parent.mkdir(exist_ok=True)
                 write_json(folder / file, content)
-            sts = load_sts_results(checkpoint)
             for file in RECORDED:
                 if (checkpoint / file).is_file():
                     shutil.copyfile(checkpoint / file, folder / CHECKPOINT / file)
@@ -93,10 +97,11 @@ def export_release(
             make_golden(model.float(), load_tokenizer(folder), max_length=max_length, dtype=dtype).save(folder / GOLDEN)
         except SafetensorError as error:
             raise OSError(f"{out} could not be written, and nothing is left of it: {error}") from error
+        base_model = _base_model(folder, model)
         write_card(
-            folder, model.config, name=name, base_model=_base_model(folder, model), max_length=max_length,
-            pooler_trap=has_pooler,
-        )  # fmt: skip
+            folder, model.config, name=name, base_model=base_model, max_length=max_length, pooler_trap=has_pooler
+        )
+        check_private(folder, (checkpoint.absolute(), out))
         for file in files_of(folder):  # safetensors writes files that only their owner can read
             (folder / file).chmod((folder / CARD).stat().st_mode)
         write_manifest(folder, __version__)
@@ -105,7 +110,18 @@ def export_release(
             raise ValueError(
                 f"{checkpoint} has no faithful export, and none was written: {'; '.join(map(str, wrong))}."
             )
+        if (out / CARD).is_file() and not replace_card:
+            _keep_card(out, folder)
     return out
+
+
+def _keep_card(out: Path, folder: Path) -> None:
+    try:
+        kept = edited_card((out / CARD).read_bytes(), read_manifest(out), read_manifest(folder))
+    except ValueError as error:
+        raise ValueError(f"{out} is not replaced: {error}") from None
+    if kept is not None:
+        (folder / CARD).write_bytes(kept)
 
 
 def _load(checkpoint: Path) -> Any:
@@ -148,6 +164,8 @@ def _write_encoder(folder: Path, model: KDMCSEModel) -> bool:
             "and ours has not, only a pooler like BERT's can be filled, by the text head."
         )
     plain.save_pretrained(folder, state_dict=state)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**config, MARKER: CHECKPOINT})
     return bool(poolers)
 
 
@@ -161,6 +179,9 @@ def _write_checkpoint(folder: Path, model: KDMCSEModel) -> None:
 
 def _write_tokenizers(folder: Path, model: KDMCSEModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     tokenizer.model_max_length = max_length
+    if isinstance(tokenizer, PreTrainedTokenizerFast):  # which keeps how it was called last
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     if "token_type_ids" not in inspect.signature(model.encoder.forward).parameters:
         # A plain encoder would be called with what it does not know.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
@@ -169,20 +190,21 @@ def _write_tokenizers(folder: Path, model: KDMCSEModel, tokenizer: PreTrainedTok
         tokenizer.save_pretrained(place)
 
 
-def _max_length(model: KDMCSEModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    limit = token_limit(model.encoder, tokenizer)
-    if wanted is not None and not 2 < wanted <= limit:
-        raise ValueError(f"`max_length` is {wanted}: expected 3 to {limit}, the most that encoder and tokenizer take.")
-    return min(limit, MAX_LENGTH) if wanted is None else wanted
+def _scores(checkpoint: Path, max_length: int) -> dict[str, Any] | None:
+    sts = load_sts_results(checkpoint)
+    if sts is not None and sts["max_length"] != max_length:
+        raise ValueError(
+            f"{checkpoint / STS_FILE} holds scores of sentences cut after {sts['max_length']} tokens, but the release "
+            f"cuts after {max_length}: evaluate again with `--max_seq_length {max_length}`, or export with "
+            f"`--max_length {sts['max_length']}`."
+        )
+    return sts
 
 
 def _base_model(folder: Path, model: KDMCSEModel) -> str | None:
     """The Hub name of what training began with: as its record has it, or else as far as it can be told."""
-    try:
-        record = json.loads((folder / CHECKPOINT / RECORD_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return hub_name(model.config.text_config._name_or_path)
-    name: str | None = record.get("base_model")
+    record = read_recorded(folder / CHECKPOINT, RECORD_FILE)
+    name: str | None = record.get("base_model") if record else hub_name(model.config.text_config._name_or_path)
     return name
 
 
@@ -195,38 +217,3 @@ def hub_name(name: str | None) -> str | None:
         return name if any(isinstance(try_to_load_from_cache(name, file), str) for file in files) else None
     except ValueError:  # no name that the Hub could have
         return None
-
-
-def clean_configs(folder: Path) -> None:
-    """Takes out of the configs in a folder where they were made.
-
-    Raises:
-        ValueError: something still names a place on this machine, or looks like a token.
-    """
-    for path in (folder / name for name in ("config.json", "tokenizer_config.json", *RECORDED)):
-        if not path.is_file():
-            continue
-        content = _without_origins(json.loads(path.read_text(encoding="utf-8")))
-        private = next(filter(_PRIVATE.search, _strings(content)), None)
-        if private is not None:
-            raise ValueError(
-                f"{path.name} holds {private!r}, which names a place on this machine or looks like a token, and must "
-                "not be released: take it out of the checkpoint's."
-            )
-        write_json(path, content)
-
-
-def _without_origins(content: Any) -> Any:
-    if isinstance(content, list):
-        return [_without_origins(value) for value in content]
-    if isinstance(content, dict):
-        return {name: _without_origins(value) for name, value in content.items() if name not in _ORIGINS}
-    return content
-
-
-def _strings(content: Any) -> Iterator[str]:
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, list | dict):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _strings(value)

@@ -23,6 +23,16 @@ from transformers.utils.hub import (  # type: ignore[attr-defined]
     try_to_load_from_cache,
 )
 
+# The Hub's client, by way of transformers: this file travels with the weights, and names nothing but torch and that.
+from transformers.utils.hub import (  # type: ignore[attr-defined]
+    _CACHED_NO_EXIST,
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    hf_hub_download,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+
 from .configuration_kdmcse import KDMCSEConfig
 
 if TYPE_CHECKING:

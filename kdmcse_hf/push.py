@@ -1,23 +1,41 @@
-"""Pushing to the Hub from a Trainer: always a release, during training and after it."""
+"""Pushing to the Hub from a Trainer: always a release, during training and after it.
+
+The release is written and verified where the Trainer waits for it, in its output folder; only what follows, reading
+what the Hub has and uploading, goes on in the background.
+"""
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from kdmcse_hf.export import clean_configs, export_release
-from kdmcse_hf.release import write_json
+from kdmcse_hf.export import export_release
+from kdmcse_hf.privacy import check_private, clean_configs
+from kdmcse_hf.release import CARD, MANIFEST, edited_card, files_of, read_manifest, write_json
 
 logger = logging.get_logger(__name__)
+
+# One for all pushes: it runs what it is given one after the other, so that the last commit is of the last step.
+_API = HfApi(library_name="kdmcse_hf")
+_WORK = "_push-"
+_at_work: set[Path] = set()
+# What of an earlier release, or of another checkpoint, would be read with this one; no other file is ever deleted.
+_OURS = re.compile(
+    r"(?:\.eval_results|1_Pooling|kdmcse)/.+|model[^/]*\.safetensors[^/]*|"
+    # what tokenizers and encoders of all kinds are saved as, and no other file that somebody put beside them
+    r"(?:config|generation_config|modules|sentence_bert_config|config_sentence_transformers|tokenizer|tokenizer_config|"
+    r"special_tokens_map|added_tokens|vocab)\.json|vocab\.txt|merges\.txt"
+)
 
 
 def push_trained(
@@ -27,24 +45,51 @@ def push_trained(
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    *,
+    replace_card: bool = False,
+    **card: Any,
 ) -> CommitInfo | Future[CommitInfo] | None:
-    """Saves the model and pushes a release of it. Arguments and result are those of `Trainer.push_to_hub`."""
+    """Saves the model and pushes a release of it, in one commit.
+
+    What the repository has of an earlier release and the new one has not, such as scores, is deleted.
+
+    Args:
+        trainer, commit_message, blocking, token, revision, private: as in `Trainer.push_to_hub`.
+        replace_card: whether to replace a card that was edited on the Hub, too.
+        card: what `Trainer.push_to_hub` would write into its model card; refused.
+
+    Returns:
+        As `Trainer.push_to_hub`.
+
+    Raises:
+        ValueError: something was given for the card, which is written from the run's record; the checkpoint has no
+            release (see [`export_release`]); the card on the Hub was edited.
+    """
+    if card:
+        raise ValueError(
+            f"`push_to_hub` was given {', '.join(sorted(card))}: the card is written from what the run recorded. "
+            f"Leave them out, and edit {CARD} on the Hub afterwards."
+        )
     if trainer.hub_model_id is None:
-        trainer.init_hf_repo(token=token, private=private)
+        if private is not None:
+            trainer.args.hub_private_repo = private
+        trainer.init_hf_repo(token=token)
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
         return None
     trainer._finish_current_push()
     trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
-    job = _push(trainer, str(trainer.args.output_dir), commit_message, token, revision)
+    folder = str(trainer.args.output_dir)
+    job = _push(trainer, folder, commit_message, token, revision, replace_card=replace_card)
     return job.result() if blocking else job
 
 
 def push_checkpoint(trainer: Trainer, checkpoint: str) -> None:
-    """Pushes a release of a checkpoint in the background, if `hub_strategy` wants it; training goes on if it fails.
+    """Pushes a release of a checkpoint, if `hub_strategy` wants it; training goes on if it fails.
 
-    Two of the strategies push the checkpoint itself, too, to resume from: without `training_args.bin`, which holds the
-    token, and without the places where things were made.
+    Two of the strategies push the checkpoint itself, too, to resume from, with `optimizer.pt`, `scheduler.pt` and
+    `rng_state.pth`, which are pickles; without `training_args.bin`, which holds the token, and without the places where
+    things were made. Training waits for the export and its verification, and not for the upload.
     """
     args, strategy = trainer.args, HubStrategy(trainer.args.hub_strategy)
     running: Any = trainer.push_in_progress  # typed by its first value, None
@@ -72,32 +117,61 @@ def _push(
     token: str | None = None,
     revision: str | None = None,
     resumable: str | None = None,
+    replace_card: bool = False,
 ) -> Future[CommitInfo]:
-    """Exports a checkpoint and uploads that, with the checkpoint itself under the name `resumable`, in one commit."""
-    work = Path(tempfile.mkdtemp(prefix="_push-", dir=trainer.args.output_dir))
+    """Exports a checkpoint, and uploads that in the background; with the checkpoint itself, if `resumable` names it."""
+    output, repository = Path(str(trainer.args.output_dir)), str(trainer.hub_model_id)
+    for left in set(output.glob(f"{_WORK}*")) - _at_work:  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=_WORK, dir=output))
+    _at_work.add(work)
+
+    def clear_up() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        _at_work.discard(work)
+
     try:
-        folder = export_release(checkpoint, work / "release", name=str(trainer.hub_model_id))
+        folder = export_release(checkpoint, work / "release", name=repository)
         if resumable:
             copy_resumable(Path(checkpoint), folder / resumable)
-        job: Future[CommitInfo] = HfApi(library_name="kdmcse_hf").upload_folder(
-            repo_id=str(trainer.hub_model_id),
-            folder_path=folder,
-            commit_message=commit_message,
-            token=token or trainer.args.hub_token,
-            revision=revision or trainer.args.hub_revision,
-            run_as_future=True,
-        )
+        token, revision = token or trainer.args.hub_token, revision or trainer.args.hub_revision
+        job = _API.run_as_future(_upload, repository, folder, commit_message, token, revision, replace_card)
     except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+        clear_up()
         raise
 
     def done(job: Future[CommitInfo]) -> None:
-        shutil.rmtree(work, ignore_errors=True)
+        clear_up()
         if not job.cancelled() and (error := job.exception()):
             logger.warning(f"{checkpoint} was not pushed to the Hub: {error}")
 
     job.add_done_callback(done)
     return job
+
+
+def _upload(
+    repository: str, folder: Path, commit_message: str, token: str | None, revision: str | None, replace_card: bool
+) -> CommitInfo:
+    there = set(_API.list_repo_files(repository, token=token, revision=revision))
+    files = set(files_of(folder))
+    stale = sorted(name for name in there - files if _OURS.fullmatch(name))
+    if not replace_card and {CARD, MANIFEST} <= there:
+        card, manifest = (
+            Path(hf_hub_download(repository, name, token=token, revision=revision)).read_bytes()
+            for name in (CARD, MANIFEST)
+        )
+        try:
+            if edited_card(card, json.loads(manifest), read_manifest(folder)) is not None:
+                files.remove(CARD)
+        except ValueError as error:
+            raise ValueError(f"{repository} stays as it is: {error}") from None
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationDelete(name, is_folder=False) for name in stale),
+        *(CommitOperationAdd(name, folder / name) for name in sorted(files)),
+    ]
+    return _API.create_commit(
+        repository, operations, commit_message=commit_message, token=token, revision=revision, run_as_future=False
+    )
 
 
 def copy_resumable(checkpoint: Path, target: Path) -> None:
@@ -108,6 +182,7 @@ def copy_resumable(checkpoint: Path, target: Path) -> None:
     if state["best_model_checkpoint"]:
         state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
     write_json(target / "trainer_state.json", state)
+    check_private(target, (checkpoint.absolute(),))
 
 
 def _copy(source: str, target: str) -> None:

@@ -7,11 +7,15 @@ README.md                    the model card; the only file that may be edited
 kdmcse/                      the training checkpoint: all weights, and the code to open them with
 kdmcse/*.json                what is known of the run and its scores, from which the card is written
 kdmcse/golden.safetensors    what ten sentences gave
-kdmcse/release.json          size and SHA-256 of all other files, but for README.md
+kdmcse/release.json          size and SHA-256 of all other files, and what README.md was before anybody edited it
 """
 
+import hashlib
 import json
+import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +26,13 @@ from kdmcse_hf.teacher.shard import sha256
 FORMAT = "kdmcse_hf release"
 FORMAT_VERSION = 1
 CHECKPOINT = "kdmcse"
+# In the plain encoder's config: the folder that holds the training checkpoint, so that nobody need look for it.
+MARKER = "kdmcse_checkpoint"
 MANIFEST = f"{CHECKPOINT}/release.json"
 GOLDEN = f"{CHECKPOINT}/golden.safetensors"
 CARD = "README.md"
+_OLD = "replaced"
+_DAY = 24 * 60 * 60
 EVAL_RESULTS = ".eval_results/sts.yaml"
 CODE = ("configuration_kdmcse.py", "modeling_kdmcse.py")
 # The names that sentence-transformers has read since its first release and still reads.
@@ -68,7 +76,33 @@ def write_manifest(folder: Path, version: str) -> None:
         if name != CARD
     }
     manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "kdmcse_hf": version, "files": entries}
+    if (folder / CARD).is_file():
+        manifest["card"] = {"sha256": sha256(folder / CARD)}
     write_json(folder / MANIFEST, manifest)
+
+
+def edited_card(old: bytes | None, old_manifest: Any, manifest: Any) -> bytes | None:
+    """The card that a release should keep when another takes its place: one that was edited, if it still holds.
+
+    Args:
+        old: the card that is there, if any.
+        old_manifest, manifest: of the release that is there, and of the one that takes its place.
+
+    Returns:
+        `None` where the new card is to be taken.
+
+    Raises:
+        ValueError: the card was edited, and the new release would have another one than it was made from.
+    """
+    generated = [found.get("card", {}).get("sha256") for found in (old_manifest, manifest)]
+    if old is None or hashlib.sha256(old).hexdigest() == generated[0]:
+        return None
+    if generated[0] == generated[1]:
+        return old
+    raise ValueError(
+        f"its {CARD} was edited by hand, and tells of another export than this one. Keep what you wrote in another "
+        "place, then replace the card (`--replace_card`, in Python `replace_card=True`) and write it in again."
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -102,26 +136,47 @@ def write_json(path: Path, content: Any) -> None:
 def publishing_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that appears as `target` when it is whole; until then, `target` stays as it was.
 
+    A link stays one: what it points to is replaced. Of a body that fails nothing is left, of a killed process a hidden
+    folder beside `target`, which a later export removes.
+
     Raises:
         ValueError: `target` holds something else than a release.
     """
-    new, old = (target.with_name(f".{target.name}.{state}") for state in ("incomplete", "replaced"))
-    if old.exists() and not target.exists():
-        old.rename(target)  # a process was killed between the two renamings below
+    target = Path(os.path.realpath(target))
+    prefix = f".{target.name}.incomplete-"
+    _clear_up(target, prefix)
     _check_replaceable(target)
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
+    parents = [parent for parent in target.parents if not parent.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
+        new, old = work / "new", work / _OLD  # `work` itself is for its owner only
+        new.mkdir()
         yield new
         if target.exists():
             target.rename(old)
-        new.rename(target)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
+        for parent in parents:
+            if not target.exists() and parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _clear_up(target: Path, prefix: str) -> None:
+    """After processes that were killed: another may be at work beside this one, so only what is old is removed."""
+    if not target.parent.is_dir():
+        return
+    for work in (path for path in target.parent.iterdir() if path.name.startswith(prefix)):
+        if (work / _OLD).exists() and not target.exists():
+            (work / _OLD).rename(target)  # killed between the two renamings
+        if time.time() - work.stat().st_mtime > _DAY:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_replaceable(target: Path) -> None:

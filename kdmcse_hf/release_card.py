@@ -1,14 +1,13 @@
 """The model card of a release, written from what is recorded beside the weights and from nothing else."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
-from kdmcse_hf.checkpoint import OBJECTIVE_FILE, RECORD_FILE, STS_FILE
+from kdmcse_hf.checkpoint import RECORDED, read_recorded
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.objective import PRESETS
 from kdmcse_hf.release import CARD, CHECKPOINT, EVAL_RESULTS
@@ -27,8 +26,9 @@ _PUBLISHED = {
     "STS15": ("mteb/sts15-sts", "STS15", 3000),
     "STS16": ("mteb/sts16-sts", "STS16", 1186),
     "STSB": ("mteb/stsbenchmark-sts", "STSBenchmark", 1379),
-    "SICKR": ("mteb/sickr-sts", "SICK-R", 4927),
 }
+# SentEval's test part. mteb/sickr-sts has all 9,927 pairs of SICK, so no score of these may stand for that set.
+_SICKR_PAIRS = 4927
 
 
 def write_card(
@@ -43,22 +43,32 @@ def write_card(
         base_model: Hub name of what training began with, if it is known.
         max_length: tokens after which clients cut a sentence.
         pooler_trap: whether the plain encoder has a pooler, which then is the text head.
+
+    Raises:
+        ValueError: what is recorded is not what this package records.
     """
-    description, record, sts = (_read(folder / CHECKPOINT / file) for file in (OBJECTIVE_FILE, RECORD_FILE, STS_FILE))
+    description, record, sts = (read_recorded(folder / CHECKPOINT, file) for file in RECORDED)
     vector = VECTORS[config.pooling]
-    text = render_card(
-        name=name,
-        base_model=base_model,
-        kind=config.text_config.model_type,
-        description=description,
-        record=record,
-        sts=sts,
-        width=config.hidden_size,
-        vector=vector,
-        max_length=max_length,
-        pooled=_POOLED[config.pooling],
-        pooler_trap=POOLER_TRAP.format(vector=vector) if pooler_trap else "",
-    )
+    try:
+        text = render_card(
+            name=name,
+            base_model=base_model,
+            kind=config.text_config.model_type,
+            description=description,
+            record=record,
+            sts=sts,
+            width=config.hidden_size,
+            vector=vector,
+            max_length=max_length,
+            pooled=_POOLED[config.pooling],
+            pooler_trap=POOLER_TRAP.format(vector=vector) if pooler_trap else "",
+        )
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
+        files = ", ".join(file for file in RECORDED if (folder / CHECKPOINT / file).is_file())
+        raise ValueError(
+            f"{files}: these are not as a KDMCSETrainer and `evaluate_sts.py --record` write them ({error}). Take them "
+            "from another copy of the checkpoint, or remove them: the card then says less."
+        ) from error
     (folder / CARD).write_text(text, encoding="utf-8")
     entries = eval_results(sts)
     if entries:
@@ -84,6 +94,8 @@ def render_card(
     objective = description.get("objective", {})
     preset, changes = nearest_preset(objective)
     published = _published(sts)
+    part_of_sickr = sts.get("pairs", {}).get("SICKR") == _SICKR_PAIRS
+    known = {"avg", *published, *(["SICKR"] if part_of_sickr else [])}
     environment = Environment(
         loader=PackageLoader("kdmcse_hf"),
         trim_blocks=True,
@@ -93,7 +105,7 @@ def render_card(
         autoescape=False,  # Markdown
     )
     return environment.get_template("model_card.md").render(
-        metadata=_metadata(base_model, f"{preset}-{kind}", published),
+        metadata=_metadata(base_model, f"{preset}-{kind}" if objective else kind, published),
         name=name,
         kind=kind,
         objective=objective,
@@ -108,7 +120,8 @@ def render_card(
         sts=sts,
         command=command,
         protocol=_words(sts),
-        strange=[task for task in sts.get("scores", {}) if task != "avg" and task not in published],
+        part_of_sickr=part_of_sickr,
+        strange=[task for task in sts.get("scores", {}) if task not in known],
         **shown,
     )
 
@@ -190,7 +203,3 @@ def _facts(record: dict[str, Any], schedule: dict[str, Any]) -> list[tuple[str, 
 
 def _words(sts: dict[str, Any]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in sts.get("protocol", {}).items()) + "."
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,5 +1,6 @@
 """Semantic textual similarity: the seven sets in SentEval's layout, and their scores for any encoder."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,25 @@ def sts_cosines(
         first, second = ([row[s] for s in side] for side in (pairs.first, pairs.second))
         result[task] = (vectors[first] * vectors[second]).sum(axis=1), np.asarray(pairs.scores)
     return result
+
+
+def sts_pair_numbers(sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, NDArray[np.int64]]:
+    """Which pair each one of a task's test split is, (N,): the same number for the same pair in whatever task.
+
+    Two are the same if their sentences are, in either order, but for case, spaces and punctuation. Of STS-B's test
+    pairs, most stand in STS12 to STS16 as well.
+    """
+    numbers: dict[tuple[str, ...], int] = {}
+
+    def number(*sentences: str) -> int:
+        key = tuple(sorted(re.sub(r"\W+", "", sentence.casefold()) for sentence in sentences))
+        return numbers.setdefault(key, len(numbers))
+
+    loaded = {task: load_sts(sts_dir, task) for task in tasks}
+    return {
+        task: np.array([number(*pair) for pair in zip(pairs.first, pairs.second, strict=True)])
+        for task, pairs in loaded.items()
+    }
 
 
 def evaluate_sts(encode: Encoder, sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, float]:

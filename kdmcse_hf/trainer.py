@@ -25,6 +25,7 @@ from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
 from kdmcse_hf.training_args import KDMCSETrainingArguments
 from kdmcse_hf.training_record import data_record, training_record
+from kdmcse_hf.truncation import cut_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -40,8 +41,9 @@ class KDMCSETrainer(Trainer):
 
     Logged beside the loss, as means since the last log: every term (`text_loss`, `image_loss`, `caption_loss`), the
     filtered share of negatives (`*_filter_rate`) and the share of the others that got a margin (`*_margin_rate`).
-    A saved folder holds the model, the tokenizer and `objective.json`: the switches with calibrated thresholds, and
-    what the filters do to a sample of the training pairs, and `training_record.json`: see [`training_record`].
+    A saved folder holds the model; the tokenizer, which cuts after 128 tokens if it and the encoder take more;
+    `objective.json`, the switches with calibrated thresholds and what the filters do to a sample of the training pairs;
+    and `training_record.json` (see [`training_record`]).
 
     Args:
         model: the model, in float32.
@@ -49,7 +51,7 @@ class KDMCSETrainer(Trainer):
         objective: what to minimise; `rate:` thresholds are calibrated on the training pairs here.
         train_dataset: text, pairs, or both.
         eval_dataset: scored pairs (STS-B dev); gives `eval_spearman`, `eval_alignment`, `eval_uniformity`.
-        processing_class: the tokenizer.
+        processing_class: the tokenizer; a copy is kept.
         kwargs: as in `Trainer`.
 
     Raises:
@@ -70,6 +72,7 @@ class KDMCSETrainer(Trainer):
     ) -> None:
         if processing_class is None:
             raise ValueError("`processing_class` is None: the Trainer needs the model's tokenizer to pad and to score.")
+        processing_class = cut_tokenizer(processing_class, model)
         self.objective: Objective
         self.objective, self.filter_reports = check_fit(model, objective, train_dataset, args.seed)
         if args.device.type == "cpu":
@@ -89,18 +92,14 @@ class KDMCSETrainer(Trainer):
                 f"One process sees {self.args.n_gpu} GPUs, which would split each batch and its negatives. Start one "
                 "process a GPU (`accelerate launch` or `torchrun --nproc_per_node`), or set CUDA_VISIBLE_DEVICES."
             )
-        # The loss is a mean over a batch, whatever the forward signature suggests: Trainer divides it when it
-        # accumulates gradients.
+        # The loss is a mean over a batch, whatever the forward signature says: Trainer divides it to accumulate.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.can_return_loss = True
         self.sampler = ScheduledBatchSampler(_schedule(args, train_dataset), args.world_size)
-        if args.world_size * args.per_device_train_batch_size < 2 or not (
-            args.gather_across_devices or args.per_device_train_batch_size > 1
-        ):
-            raise ValueError(
-                "A batch of one sentence has no negatives: use `per_device_train_batch_size` of 2 or more."
-            )
+        negatives_of = args.world_size if args.gather_across_devices else 1
+        if negatives_of * args.per_device_train_batch_size < 2:
+            raise ValueError("A batch of one sentence has no negatives: raise `per_device_train_batch_size`.")
         self.add_callback(SetEpoch(self.sampler, args.gradient_accumulation_steps))
         self.term_log = TermLog()
         self._best_step: int | None = None  # where the weights are the best checkpoint's, not the last step's

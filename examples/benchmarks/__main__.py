@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from arithmetic import BERT_BASE, counted_and_predicted, mean_tokens
 from material import DEVICE, Material, prepare
-from parts import efficiency, encoding, loss_contenders, loss_memory, start_up, take_turns
+from parts import efficiency, encoding, loss_contenders, loss_memory, spread, start_up, take_turns
 from processes import in_a_process
 from scale import gathering_in_two, reading_a_file, training_memory
 from training import Contender, compare
@@ -56,10 +56,9 @@ def _runs(
     print("|---|---|---|---|---|")
     for contender, run in zip(contenders, runs, strict=True):
         ratios = [a / b for a, b in zip(runs[0].steps, run.steps, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
         print(
             f"| {contender} | {contender.precision} | {run.sentences_per_second:.1f} | "
-            f"{runs[0].total / run.total:.2f} ({low:.2f} to {high:.2f}) | {run.peak_mb:,.0f} MB |"
+            f"{runs[0].total / run.total:.2f} ({spread(ratios)}) | {run.peak_mb:,.0f} MB |"
         )
     print(flush=True)
 
@@ -119,10 +118,10 @@ def encode(material: Material) -> None:
 
 def matmul(material: Material) -> None:
     """Share of the matrix multiplication peak in forward and backward"""
-    print("| encoder | precision | share (quartiles) |\n|---|---|---|")
-    for name, precision, rounds in (("student", "fp32", 6), ("student", "bf16", 6), ("base", "fp32", 2)):
-        low, middle, high = statistics.quantiles(efficiency(material, name, precision, rounds), n=4)
-        print(f"| {name} | {precision} | {middle:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
+    print("| encoder | precision | best share | median share |\n|---|---|---|---|")
+    for name, precision, rounds in (("student", "fp32", 6), ("student", "bf16", 6), ("base", "fp32", 3)):
+        shares = efficiency(material, name, precision, rounds)
+        print(f"| {name} | {precision} | {max(shares):.2f} | {statistics.median(shares):.2f} |", flush=True)
 
 
 def startup(material: Material) -> None:

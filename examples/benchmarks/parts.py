@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,16 @@ class Pair:
         return [a / b for a, b in zip(self.theirs, self.ours, strict=True)]
 
     def __str__(self) -> str:
-        low, middle, high = statistics.quantiles(self.ratios, n=4)
-        theirs, ours = statistics.median(self.theirs), statistics.median(self.ours)
-        return f"{theirs:.4g} s | {ours:.4g} s | {middle:.2f} ({low:.2f} to {high:.2f})"
+        theirs, ours = statistics.mean(self.theirs), statistics.mean(self.ours)
+        return f"{theirs:.4g} s | {ours:.4g} s | {theirs / ours:.2f} ({spread(self.ratios)})"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The quartiles of single turns; of fewer than five, the least and the greatest."""
+    if len(values) < 5:
+        return f"{min(values):.2f} to {max(values):.2f}, {len(values)} turns"
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{low:.2f} to {high:.2f}"
 
 
 def take_turns(theirs: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> Pair:
@@ -110,9 +117,9 @@ def encoding(material: Material, precision: str, sentences: int, rounds: int) ->
 
 
 def efficiency(material: Material, encoder: str, precision: str, rounds: int) -> list[float]:
-    """Share of the matrix multiplication peak that forward and backward reach, turn by turn.
+    """Share of the matrix multiplication peak that each forward and backward reaches.
 
-    Counted are the multiplications that are carried out; the peak is that of square matrices.
+    Counted are the multiplications that are carried out; the peak is the best of square matrices over all rounds.
     """
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModel, AutoTokenizer
@@ -137,10 +144,10 @@ def efficiency(material: Material, encoder: str, precision: str, rounds: int) ->
         hidden[:, 0].float().pow(2).sum().backward()
         model.zero_grad()
 
-    shares = []
+    rates, peak = [], 0.0
     step(0)
     for number in range(1, rounds + 1):
-        peak, spent = 0.0, 0.0
+        spent = 0.0
         while spent < 0.3:
             start = time.perf_counter()
             left @ right
@@ -154,8 +161,8 @@ def efficiency(material: Material, encoder: str, precision: str, rounds: int) ->
         taken = time.perf_counter() - start
         with FlopCounterMode(display=False) as counter:
             step(number)
-        shares.append(counter.get_total_flops() / taken / peak)
-    return shares
+        rates.append(counter.get_total_flops() / taken)
+    return [rate / peak for rate in rates]
 
 
 def start_up(rounds: int) -> dict[str, list[float]]:

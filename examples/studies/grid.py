@@ -14,8 +14,9 @@ import yaml
 from kdmcse_hf.sts import TASKS
 
 _KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
-_KEYS |= {"subsets", "plots", "notes"}
-_ROW_KEYS = {"like", "label", "seeds", "train", "keep"}
+_KEYS |= {"subsets", "plots", "notes", "evaluations"}
+_EVALUATION_KEYS = {"command", "rows", "label", "seeds"}
+_ROW_KEYS = {"like", "label", "seeds", "train", "keep", "best_of"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Row:
         seeds: one run each.
         train: `False` scores the encoder as it is.
         keep: whether the weights are kept.
+        best_of: names of other rows; this one is that of them whose mean on STS-B dev is highest, and is not run.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Row:
     seeds: tuple[int, ...]
     train: bool = True
     keep: bool = False
+    best_of: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -58,6 +61,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What a script measures of the weights of some rows; see [`studies.evaluations`]."""
+
+    name: str
+    label: str
+    command: str
+    rows: tuple[str, ...]
+    seeds: int | None
+
+
+@dataclass(frozen=True)
 class Study:
     """What a YAML file states.
 
@@ -73,6 +87,7 @@ class Study:
         subsets: the comparisons that are told by subset, too.
         plots: names of the rows that the plots show.
         notes: what a reader of the report has to know.
+        evaluations: what else is measured; not those of included files.
     """
 
     name: str
@@ -86,19 +101,23 @@ class Study:
     subsets: tuple[str, ...]
     plots: tuple[str, ...]
     notes: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
 
     def runs(self, rows: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Run]:
         """The runs of these rows (by default this file's own) and seeds: all rows of one seed before the next.
 
         Raises:
-            ValueError: an unknown row.
+            ValueError: an unknown row, or a seed that none of the rows has.
         """
         names = self.own if rows is None else rows
         unknown = sorted(set(names) - set(self.rows))
         if unknown:
             raise ValueError(f"Unknown rows: {', '.join(unknown)}. The study has {', '.join(self.rows)}.")
         chosen = [self.rows[name] for name in self.rows if name in names]
-        every = sorted({seed for row in chosen for seed in row.seeds if seeds is None or seed in seeds})
+        known = {seed for row in chosen for seed in row.seeds}
+        if odd := sorted(set(seeds or ()) - known):
+            raise ValueError(f"No row has the seeds {odd}: they have {sorted(known)}. `seeds` in the file says so.")
+        every = sorted(seed for seed in known if seeds is None or seed in seeds)
         return [Run(row, seed) for seed in every for row in chosen if seed in row.seeds]
 
 
@@ -136,6 +155,7 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
         subsets=tuple(stated.get("subsets") or ()),
         plots=tuple(stated.get("plots") or own),
         notes=tuple(merged.get("notes") or ()),
+        evaluations=tuple(_evaluation(path, *item, rows) for item in (stated.get("evaluations") or {}).items()),
     )
     named = {*study.plots, *(n for names in (*study.tables.values(), *study.comparisons.values()) for n in names)}
     if unknown := sorted(named - set(rows)):
@@ -168,6 +188,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _row(
     path: Path, name: str, stated: dict[str, Any], part: dict[str, Any], known: dict[str, Row], changes: dict[str, str]
 ) -> Row:
+    if "best_of" in stated:
+        return _choice(path, name, stated, known)
     flags = {flag: value for flag, value in stated.items() if flag not in _ROW_KEYS}
     if forbidden := sorted({"seed", "output_dir", "resume_from_checkpoint"} & set(flags)):
         raise ValueError(f"{path}, row {name!r}: {', '.join(forbidden)} is set by the study itself.")
@@ -188,6 +210,31 @@ def _row(
         train=bool(stated.get("train", like is None or known[like].train)),
         keep=bool(stated.get("keep", False)),
     )
+
+
+def _choice(path: Path, name: str, stated: dict[str, Any], known: dict[str, Row]) -> Row:
+    candidates = tuple(stated["best_of"])
+    odd = sorted({candidate for candidate in candidates if candidate not in known or known[candidate].best_of})
+    if odd or not candidates or set(stated) - {"best_of", "label"}:
+        raise ValueError(
+            f"{path}, row {name!r}: expected `best_of` with names of rows above it that are run, and a `label` at "
+            f"most; it has {', '.join(stated)}" + (f", and {', '.join(odd)} is none." if odd else ".")
+        )
+    return Row(name, str(stated.get("label", name)), {}, (), best_of=candidates)
+
+
+def _evaluation(path: Path, name: str, stated: dict[str, Any], rows: Mapping[str, Row]) -> Evaluation:
+    names = tuple(stated.get("rows") or ())
+    unmade = [
+        row for row in names if row not in rows or rows[row].best_of or not (rows[row].keep or not rows[row].train)
+    ]
+    if unmade or not {"command", "rows"} <= set(stated) <= _EVALUATION_KEYS:
+        raise ValueError(
+            f"{path}, evaluation {name!r}: expected a `command` and `rows` whose weights are kept, and `label` and "
+            f"`seeds` at most; it has {', '.join(stated)}"
+            + (f", and {', '.join(unmade)} keep none." if unmade else ".")
+        )
+    return Evaluation(name, str(stated.get("label", name)), stated["command"], names, stated.get("seeds"))
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """What a study's runs read and a data kit holds in another form: unpacked text, teacher caches.
 
-A step of `prepare` names what it makes and how; what exists already is left alone.
+A step of `prepare` names what it makes and how: a file, or a teacher cache. What exists already is left alone; a cache
+without its manifest was left half made, and is made again.
 
     - {make: "${WORK}/sentences.txt", unpack: "${KDMCSE_DATA}/sentences.txt.xz"}
     - {make: "${WORK}/cache", teacher_name: clip, captions_file: ..., image_features_file: ...}
@@ -17,23 +18,34 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdmcse_hf.teacher.cache import MANIFEST
 from studies.grid import expand
 
 EXAMPLES = Path(__file__).parents[1]
 
 
 def prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str]) -> None:
-    """Makes what is missing.
+    """Makes what is missing; waits while another study makes it in the same `${WORK}`.
 
     Raises:
-        ValueError: a step that names nothing to make, or an input that cannot be used.
+        ValueError: a step that names nothing to make, one that failed, or an input that cannot be used.
     """
+    import fcntl
+
+    work = Path(places["WORK"])
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _prepare(steps, places, lock.fileno())
+
+
+def _prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str], lock: int) -> None:
     for step in steps:
         known = {key: expand(str(value), places) for key, value in step.items()}
         if "make" not in known or len(known) < 2:
             raise ValueError(f"A step of `prepare` is {dict(step)}: expected `make` and what to make it from.")
         target = Path(known.pop("make"))
-        if target.exists():
+        if target.is_file() or (target / MANIFEST).is_file():
             continue
         print(f"making {target}", flush=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +56,12 @@ def prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str]) -> No
             temporary.replace(target)
         elif "command" in known:
             script, *arguments = known["command"].split()
-            subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], check=True)
+            # It holds the lock as well: if this process is killed, nobody begins it a second time beside it.
+            ended = subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], pass_fds=[lock])
+            if ended.returncode:
+                raise ValueError(f"Making {target} failed: {script} ended with status {ended.returncode}; see above.")
         else:
             from kdmcse_hf.teacher.feature_import import import_features
 
+            shutil.rmtree(target, ignore_errors=True)
             import_features(target, **known)

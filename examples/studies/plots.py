@@ -75,7 +75,7 @@ def scores(found: Findings, rows: Sequence[str]) -> Figure | None:
             axes.plot([interval.low, interval.high], [place, place], "-", color="black", linewidth=1.2)
         axes.plot(values, [place - 0.22] * len(values), "|", color="#6a6a6a", markersize=6)
         axes.plot([np.mean(values)], [place], "o", color="black", markersize=5)
-    axes.set_yticks(range(len(rows)), [found.study.rows[row].label for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [found.rows[row].label for row in reversed(rows)])
     axes.set_xlabel("mean of the STS sets (Spearman x 100), with 95 % interval; ticks: seeds")
     axes.grid(axis="x", color="#dddddd")
     return figure
@@ -86,8 +86,8 @@ def dev_curves(found: Findings, rows: Sequence[str]) -> Figure | None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(rows):
-        label = found.study.rows[row].label
-        if not found.study.rows[row].train:
+        label = found.rows[row].label
+        if not found.rows[row].train:
             level = float(np.mean(found.values(row, "stsb", "dev", "spearman")))
             axes.axhline(level, color="#6a6a6a", linestyle=":", linewidth=1, label=label)
             continue
@@ -110,7 +110,7 @@ def alignment_and_uniformity(found: Findings, rows: Sequence[str]) -> Figure | N
     drawn = False
     for number, row in enumerate(rows):
         style = _style(number)
-        if found.study.rows[row].train:
+        if found.rows[row].train:
             steps, down = _by_step(found, row, "alignment")
             _, across = _by_step(found, row, "uniformity")
         else:
@@ -120,7 +120,7 @@ def alignment_and_uniformity(found: Findings, rows: Sequence[str]) -> Figure | N
             continue
         drawn = True
         x, y = [np.mean(v) for v in across], [np.mean(v) for v in down]
-        axes.plot(x, y, label=found.study.rows[row].label, **style)
+        axes.plot(x, y, label=found.rows[row].label, **style)
         axes.annotate(str(steps[-1]), (x[-1], y[-1]), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel("uniformity (lower is better)")
     axes.set_ylabel("alignment (lower is better)")
@@ -155,7 +155,7 @@ def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
             shade = str(0.65 - 0.65 * number / (len(GOLD) - 1))
             style = {"color": shade, "linestyle": (_LINES * 2)[number], "linewidth": 0.8 + 0.25 * number}
             panel.stairs(density, edges, label=f"{low} to {high}", **style)
-        panel.set_title(found.study.rows[row].label, fontsize=8)
+        panel.set_title(found.rows[row].label, fontsize=8)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, title="gold score", loc="outside lower center", ncols=len(GOLD), fontsize=8)
     for panel in panels[:, 0]:

@@ -1,7 +1,7 @@
 """The results folder: a JSON line a finished run, and the cosines of its pairs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Results:
     | `cosines/gold.npz` | the gold scores of those pairs |
     | `draws/ROW-SEED.npz` | the scores of resampled pairs, for intervals |
     | `logs/ROW-SEED.log` | what the run printed |
+    | `evaluations/NAME/ROW-SEED.json` | what else was measured of the weights |
     | `runs/ROW-SEED/` | runs at work, or failed; and the weights of rows with `keep` |
     """
 
@@ -50,6 +51,9 @@ class Results:
     def log_file(self, run: Run) -> Path:
         return self.folder / "logs" / f"{run.name}.log"
 
+    def evaluation_file(self, name: str, run: Run) -> Path:
+        return self.folder / "evaluations" / name / f"{run.name}.json"
+
     def failure(self, run: Run) -> str | None:
         """Why the run's last start failed."""
         path = self.run_folder(run) / "failure.txt"
@@ -68,11 +72,11 @@ class Results:
         with np.load(path, allow_pickle=False) as saved:
             return {key: saved[key] for key in saved.files}
 
-    def check_same_flags(self, rows: list[Row]) -> None:
-        """Refuses rows that were run with other flags: their seeds would be of two kinds.
+    def check_same_flags(self, rows: list[Row], tasks: Sequence[str]) -> None:
+        """Refuses rows that were run with other flags, or scored on other sets: their seeds would be of two kinds.
 
         Raises:
-            ValueError: names the rows and the flags that differ.
+            ValueError: names the rows and what differs.
         """
         changed = []
         known = {row.name: row for row in rows}
@@ -85,6 +89,8 @@ class Results:
                     if before.get(flag) != now.get(flag)
                 ]
                 changed.append(f"{name} (seed {seed}): {', '.join(flags) or 'trained or not'}")
+            elif name in known and (scored := record["sts"].keys() - {"avg"}) != set(tasks):
+                changed.append(f"{name} (seed {seed}): scored on {', '.join(sorted(scored))}, not {', '.join(tasks)}")
         if changed:
             raise ValueError(
                 f"{self.file} has runs of the same rows with other flags:\n  "

@@ -115,7 +115,10 @@ def _start(
     run: Run, results: Results, tasks: Sequence[str], places: Mapping[str, str], share: dict[str, str]
 ) -> _RunAtWork:
     folder, log, process = results.run_folder(run), results.log_file(run), None
-    if not (folder / "record.json").exists():
+    record = folder / "record.json"
+    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["fingerprint"] != run.row.fingerprint:
+        shutil.rmtree(folder)  # a row with `keep` that was taken out of the results and has other flags now
+    if not record.exists():
         starts = _begin(run, folder, tasks, places)
         log.parent.mkdir(exist_ok=True)
         path = os.pathsep.join(filter(None, (str(EXAMPLES), os.environ.get("PYTHONPATH"))))

@@ -1,16 +1,28 @@
 """Tables of a study: means and standard deviations over seeds, intervals, comparisons; as Markdown and as LaTeX."""
 
+import dataclasses
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kdmcse_hf.significance import Interval, Resampled, compare_over_seeds, interval_over_seeds, resample_spearman
-from kdmcse_hf.sts import sts_subsets
-from studies.grid import Row, Study
+from kdmcse_hf.significance import (
+    Interval,
+    Resampled,
+    compare_over_seeds,
+    holm,
+    interval_over_seeds,
+    resample_spearman,
+)
+from kdmcse_hf.sts import sts_pair_numbers, sts_subsets
+from studies.grid import Study
 from studies.results import Arrays, Results
+
+_OF = "digest of what was resampled"
 
 
 @dataclass(frozen=True)
@@ -47,15 +59,29 @@ def _latex(text: str) -> str:
 
 
 class Findings:
-    """The finished runs of a study, by row."""
+    """The finished runs of a study, by row.
+
+    Attributes:
+        rows: of the study; one with `best_of` is the row that was chosen, under a label that says so.
+        records: of each row.
+    """
 
     def __init__(self, study: Study, results: Results, sts_dir: str) -> None:
         self.study, self.results, self.sts_dir = study, results, sts_dir
         self._drawn: dict[str, Arrays] = {}
+        self._pairs: dict[str, NDArray[np.int64]] | None = None
+        self.rows = dict(study.rows)
         self.records: dict[str, list[dict[str, Any]]] = {name: [] for name in study.rows}
         for (name, seed), record in sorted(results.records().items()):
             if name in study.rows and seed in study.rows[name].seeds:
                 self.records[name].append(record)
+        for name, row in study.rows.items():
+            if done := [candidate for candidate in row.best_of if self.records[candidate]]:
+                best = max(done, key=lambda candidate: np.mean(self.values(candidate, "stsb", "dev", "spearman")))
+                partly = "" if len(done) == len(row.best_of) else f", of {len(done)} of {len(row.best_of)}"
+                chosen = study.rows[best]
+                self.rows[name] = dataclasses.replace(chosen, label=f"{row.label} ({chosen.label}{partly})")
+                self.records[name] = self.records[best]
 
     def values(self, row: str, *path: str) -> list[float]:
         """A measure of each run of a row that has it, such as `values("kdmcse", "sts", "avg")`."""
@@ -77,34 +103,47 @@ class Findings:
         """The scores of one run on resampled pairs, by set and subset; kept, for they take seconds."""
         name = f"{record['row']}-{record['seed']}"
         if name not in self._drawn:
-            drawn = self.results.arrays("draws", name)
-            if not drawn or set(drawn) != {*record["sts"], *record["subsets"]}:
-                drawn = self._draw(name)
-                self.results.save_arrays("draws", name, drawn)
+            cosines, gold = (self.results.arrays("cosines", part) for part in (name, "gold"))
+            if cosines is None or gold is None:
+                raise ValueError(
+                    f"{self.results.folder}/cosines lacks {name}.npz or gold.npz: without them no intervals."
+                )
+            pairs = self._pair_numbers(list(cosines))
+            source = _digest(cosines, gold, pairs)  # a run that was made again has other draws
+            drawn = self.results.arrays("draws", name) or {}
+            if not np.array_equal(drawn.pop(_OF, None), source):
+                drawn = self._draw(cosines, gold, pairs)
+                self.results.save_arrays("draws", name, {**drawn, _OF: source})
             self._drawn[name] = drawn
         return self._drawn[name]
 
-    def _draw(self, name: str) -> Arrays:
-        cosines, gold = (self.results.arrays("cosines", part) for part in (name, "gold"))
-        if cosines is None or gold is None:
-            raise ValueError(f"{self.results.folder}/cosines lacks {name}.npz or gold.npz: without them no intervals.")
+    def _pair_numbers(self, tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        if self._pairs is None or list(self._pairs) != list(tasks):
+            self._pairs = sts_pair_numbers(self.sts_dir, tasks)
+        return self._pairs
+
+    def _draw(self, cosines: Arrays, gold: Arrays, pairs: dict[str, NDArray[np.int64]]) -> Arrays:
         sets = {task: (cosines[task], gold[task]) for task in cosines}
         parts = {
             f"{task}/{subset}": (cosines[task][rows], gold[task][rows])
             for task in cosines
             for subset, rows in sts_subsets(self.sts_dir, task).items()
         }
-        drawn = (resample_spearman(parts) if parts else {}) | resample_spearman(sets)  # `avg` is that of the sets
+        subsets = resample_spearman(parts) if parts else {}
+        drawn = subsets | resample_spearman(sets, pairs=pairs)  # `avg` is that of the sets
         return {measure: run.drawn.astype(np.float32) for measure, run in drawn.items()}
 
     def interval(self, row: str) -> Interval | None:
-        """Of the average over the sets."""
-        runs = self.resampled(row, "avg")
-        return interval_over_seeds(runs) if runs else None
+        """Of the average over the sets; `None` where nothing is known of the seeds."""
+        return interval_over_seeds(self.resampled(row, "avg")) if self.enough(row) else None
 
-    def count(self, row: Row) -> str:
+    def enough(self, row: str) -> bool:
+        """Whether the row's runs say how far seeds matter: two do, or one that was not trained."""
+        return len(self.records[row]) > (1 if self.rows[row].train else 0)
+
+    def count(self, row: str) -> str:
         """How many seeds a figure is the mean of; says where there are fewer than planned."""
-        done, planned = len(self.records[row.name]), len(row.seeds)
+        done, planned = len(self.records[row]), len(self.rows[row].seeds)
         return "not run" if not done else str(done) if done == planned else f"{done} of {planned}"
 
 
@@ -121,11 +160,11 @@ def scores_table(found: Findings, title: str, rows: Sequence[str]) -> Table:
     tasks = found.study.tasks
     lines = []
     for name in rows:
-        row, interval = found.study.rows[name], found.interval(name)
+        row, interval = found.rows[name], found.interval(name)
         lines.append(
             (
                 row.label,
-                found.count(row),
+                found.count(name),
                 *(mean_and_deviation(found.values(name, "sts", task)) for task in tasks),
                 mean_and_deviation(found.values(name, "sts", "avg")),
                 f"{interval.low:.2f} to {interval.high:.2f}" if interval else "",
@@ -146,13 +185,13 @@ def other_measures_table(found: Findings, title: str, rows: Sequence[str]) -> Ta
         ]
         lines.append(
             (
-                found.study.rows[name].label,
-                found.count(found.study.rows[name]),
+                found.rows[name].label,
+                found.count(name),
                 mean_and_deviation(found.values(name, "stsb", "test", "alignment"), 3),
                 mean_and_deviation(found.values(name, "stsb", "test", "uniformity"), 3),
                 ", ".join(f"{step:.0f}" for step in sorted(set(found.values(name, "best_step")))),
                 *rates,
-                mean_and_deviation(found.values(name, "cost", "train_seconds"), 0),
+                mean_and_deviation(_seconds(found.records[name]), 0),
                 mean_and_deviation(found.values(name, "cost", "train_peak_mb"), 0),
             )
         )
@@ -161,45 +200,77 @@ def other_measures_table(found: Findings, title: str, rows: Sequence[str]) -> Ta
 
 
 def comparisons_table(found: Findings) -> Table:
-    """Each comparison: the second row's average minus the first's, with its interval and p."""
+    """Each comparison: the second row's average minus the first's, its interval, and p before and after Holm."""
+    comparisons = found.study.comparisons
+    results = {
+        claim: compare_over_seeds(*(found.resampled(row, "avg") for row in pair))
+        for claim, pair in comparisons.items()
+        if all(map(found.enough, pair))
+    }
+    adjusted = dict(zip(results, holm([result.p for result in results.values()]), strict=True))
     lines = []
-    for claim, (first, second) in found.study.comparisons.items():
-        rows = [found.study.rows[name] for name in (first, second)]
-        runs = [found.resampled(name, "avg") for name in (first, second)]
-        what = (claim, f"{rows[1].label} − {rows[0].label}", " / ".join(found.count(row) for row in reversed(rows)))
-        if not all(runs):
-            lines.append((*what, "", "", "", "not run"))
+    for claim, pair in comparisons.items():
+        before, after = (found.rows[name].label for name in pair)
+        what = (claim, f"{after} − {before}", " / ".join(found.count(name) for name in reversed(pair)))
+        if (result := results.get(claim)) is None:
+            missing = "one seed" if all(found.records[name] for name in pair) else "not run"
+            lines.append((*what, "", "", "", "", missing))
             continue
-        result = compare_over_seeds(*runs)
-        shown = "yes" if result.low > 0 else "the contrary" if result.high < 0 else "not shown"
+        shown = "not shown" if adjusted[claim] >= 0.05 else "yes" if result.difference > 0 else "the contrary"
         lines.append(
-            (*what, f"{result.difference:+.2f}", f"{result.low:+.2f} to {result.high:+.2f}", f"{result.p:.3f}", shown)
+            (
+                *what,
+                f"{result.difference:+.2f}",
+                f"{result.low:+.2f} to {result.high:+.2f}",
+                f"{result.p:.4f}",
+                f"{adjusted[claim]:.4f}",
+                shown,
+            )
         )
-    return Table("Comparisons", ("", "rows", "seeds", "difference", "95 %", "p", "shown"), tuple(lines))
+    return Table("Comparisons", ("", "rows", "seeds", "difference", "95 %", "p", "p, Holm", "shown"), tuple(lines))
 
 
 def subsets_table(found: Findings, rows: Sequence[str]) -> Table:
     """Every subset's score by every row."""
     names = dict.fromkeys(name for row in rows for record in found.records[row] for name in record["subsets"])
     lines = [(name, *(mean_and_deviation(found.values(row, "subsets", name)) for row in rows)) for name in names]
-    return Table("Subsets", ("", *(found.study.rows[row].label for row in rows)), tuple(lines))
+    return Table("Subsets", ("", *(found.rows[row].label for row in rows)), tuple(lines))
 
 
 def subset_gains_table(found: Findings, claims: Sequence[str]) -> Table:
-    """Every subset's difference in every comparison, with its interval; a star where it excludes zero."""
+    """Every subset's difference in every comparison, with its interval; a star where p after Holm is below 0.05."""
     pairs = [found.study.comparisons[claim] for claim in claims]
     names = dict.fromkeys(
         name for pair in pairs for row in pair for record in found.records[row] for name in record["subsets"]
     )
-    lines = []
-    for name in names:
-        cells = []
-        for first, second in pairs:
-            runs = [found.resampled(row, name) for row in (first, second)]
-            result = compare_over_seeds(*runs) if all(runs) else None
-            star = " *" if result and not result.low <= 0 <= result.high else ""
-            cells.append(
-                f"{result.difference:+.2f} ({result.low:+.2f} to {result.high:+.2f}){star}" if result else "not run"
-            )
-        lines.append((name, *cells))
+    results = {
+        (name, pair): compare_over_seeds(*(found.resampled(row, name) for row in pair))
+        for name in names
+        for pair in pairs
+        if all(map(found.enough, pair))
+    }
+    adjusted = dict(zip(results, holm([result.p for result in results.values()]), strict=True))
+
+    def cell(place: tuple[str, tuple[str, str]]) -> str:
+        if (result := results.get(place)) is None:
+            return "not run"
+        star = " *" if adjusted[place] < 0.05 else ""
+        return f"{result.difference:+.2f} ({result.low:+.2f} to {result.high:+.2f}){star}"
+
+    lines = [(name, *(cell((name, pair)) for pair in pairs)) for name in names]
     return Table("Gains by subset", ("", *claims), tuple(lines))
+
+
+def _seconds(records: Sequence[dict[str, Any]]) -> list[float]:
+    """Of training; a run that was killed in between knows only those since it was started again."""
+    costs = [record["cost"] for record in records if "train_seconds" in record["cost"]]
+    return [cost["train_seconds"] for cost in costs if cost["starts"] == 1]
+
+
+def _digest(*sources: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for arrays in sources:
+        for name, array in sorted(arrays.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest(), dtype=np.uint8)

@@ -14,7 +14,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("checkpoint", help="a folder that the Trainer saved")
     parser.add_argument("out", help="the folder to make")
-    parser.add_argument("--max_length", type=int, help="tokens after which clients cut (default: 128, or the most)")
+    parser.add_argument(
+        "--max_length", type=int, help="tokens after which clients cut (default: as the checkpoint, 128 or fewer)"
+    )
+    parser.add_argument("--name", default="FOLDER_OR_HUB_NAME", help="by which the card's examples load it: user/name")
+    parser.add_argument("--replace_card", action="store_true", help="replace a README.md that was edited by hand, too")
     parser.set_defaults(run=_run)
 
 
@@ -25,7 +29,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from kdmcse_hf.release import CARD
 
     disable_progress_bar()
-    out = export_release(arguments.checkpoint, arguments.out, max_length=arguments.max_length)
+    options = {name: getattr(arguments, name) for name in ("max_length", "name", "replace_card")}
+    out = export_release(arguments.checkpoint, arguments.out, **options)
     sys.stdout.write(
         f"{out}: opens in transformers and kdmcse_hf with the vectors of the checkpoint. Complete {CARD}, and see "
         f"`kdmcse verify {arguments.out}`.\n"

@@ -29,6 +29,14 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_scores_are_not_recorded_in_a_release_and_nothing_is_computed_for_it(tmp_path: Path) -> None:
+    (tmp_path / "kdmcse").mkdir()
+    (tmp_path / "kdmcse" / "release.json").write_text("{}")
+    done = run("evaluate_sts.py", "--model_name_or_path", str(tmp_path), "--sts_dir", "gone", "--record")
+    assert done.returncode == 2
+    assert "is a release" in done.stderr and "in the checkpoint that it was made of, and export that" in done.stderr
+
+
 def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(
     flags: list[str], world: Path, tmp_path: Path
 ) -> None:
@@ -50,6 +58,7 @@ def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(
     assert found["avg"] == found["STSB"]
     recorded = load_sts_results(folder)
     assert (recorded["scores"], recorded["pairs"]) == (found, {"STSB": len(load_sts(world / "sts", "STSB"))})
+    assert recorded["max_length"] == 64  # the student's tokenizer says so
     assert recorded["protocol"]["sentence vector"] == "mean pooling, float32"
     done = run(
         "evaluate_sts.py",

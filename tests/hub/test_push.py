@@ -41,7 +41,8 @@ from kdmcse_hf.checkpoint import save_sts_results
 from huggingface_hub import HfApi
 from kdmcse_hf.export import export_release
 out = Path(home) / "out"
-save_sts_results(out, {{"scores": {{"STSB": 12.5}}, "pairs": {{"STSB": 40}}, "protocol": {{"split": "test"}}}})
+scores = {{"scores": {{"STSB": 12.5}}, "pairs": {{"STSB": 40}}, "protocol": {{"split": "test"}}, "max_length": 40}}
+save_sts_results(out, scores)
 release = export_release(out, Path(home) / "release", name="alice/name")
 print("oid", HfApi().upload_folder(repo_id="alice/name", folder_path=release, commit_message="with scores").oid)
 """
@@ -111,6 +112,70 @@ try:
     print("pushed", trainer.push_to_hub().oid)
 except Exception as error:
     print("failed", type(error).__name__)
+"""
+# A Trainer of which nobody had said before that it pushes; two trainers, as the weights are others
+WITHOUT_ARGUMENTS = """
+trainer = trainer_for(home, encoder, push_to_hub=False)
+try:
+    trainer.push_to_hub(tags=["x"], language="en")
+except ValueError as error:
+    print("refused", error)
+print("first", trainer.push_to_hub(private=True).oid)
+"""
+OTHER_WEIGHTS = """
+import torch
+from huggingface_hub import HfApi
+from kdmcse_hf.checkpoint import save_sts_results
+
+def scored(trainer):  # scores belong to saved weights: the Trainer saves the same again
+    trainer.save_model(_internal_call=True)
+    scores = {{"scores": {{"STSB": 81.25}}, "pairs": {{"STSB": 1379}}, "protocol": {{"split": "test"}}}}
+    save_sts_results(trainer.args.output_dir, {{**scores, "max_length": 40}})
+
+api = HfApi()
+trainer = trainer_for(home, encoder)
+(Path(home) / "out" / "_push-killed").mkdir(parents=True)
+scored(trainer)
+trainer.push_to_hub()
+assert not (Path(home) / "out" / "_push-killed").exists()
+mine = {{"pictures/a.json": b"1", "checkpoint-7/trainer_state.json": b"2", "last-checkpoint/vocab.txt": b"3"}}
+mine |= {{"LICENSE": b"4", "plot.png": b"5"}}
+theirs = {{"vocab.txt": b"a", "special_tokens_map.json": b"{{}}", "model-00001-of-00002.safetensors": b"6"}}
+for name, content in {{**mine, **theirs}}.items():
+    api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="alice/name")
+with torch.no_grad():
+    trainer.model.pooler.dense.bias += 1
+(Path(home) / "out" / "sts_results.json").unlink()
+print("oid", trainer.push_to_hub(commit_message="other weights").oid)
+"""
+EDITED = """
+trainer = trainer_for(home, encoder)
+trainer.push_to_hub()
+HfApi = __import__("huggingface_hub").HfApi
+HfApi().upload_file(path_or_fileobj=b"by hand", path_in_repo="README.md", repo_id="alice/name")
+print("same", trainer.push_to_hub().oid)
+trainer.state.global_step = 3
+try:
+    trainer.push_to_hub()
+except ValueError as error:
+    print("refused", error)
+print("replaced", trainer.push_to_hub(replace_card=True).oid)
+"""
+IN_ORDER = """
+import time
+from kdmcse_hf import push
+upload = push._upload
+
+def slow_at_first(repository, folder, message, *rest):
+    time.sleep(1.5 if "step 2" in message else 0)  # an older step's upload takes longer than a newer one's
+    return upload(repository, folder, message, *rest)
+
+push._upload = slow_at_first
+trainer = trainer_for(
+    home, encoder, hub_always_push=True, hub_strategy="every_save", save_strategy="steps", save_steps=2
+)
+trainer.train()
+trainer._finish_current_push()
 """
 _PATHS = str(Path(__file__).parents[1] / "unit"), str(Path(__file__).parents[1])
 
@@ -189,6 +254,58 @@ def test_pushed_during_and_after_training_and_loaded_by_name_in_fresh_processes(
     sent += [f"{commit.title} {commit.message}".encode() for commit in repository.commits.values()]
     for private in (str(tmp_path), "privatehome", str(encoder), alice, str(Path.home()) + "/"):
         assert not any(private.encode() in data for data in sent), private
+
+
+def test_a_trainer_that_was_not_told_to_push_pushes_and_refuses_what_it_has_no_use_for(
+    hub: LoopbackHub, run_client: Callable[..., str], encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = run_client(
+        _program(WITHOUT_ARGUMENTS, _prepare(tmp_path / "home"), encoder_folder("bert")), hub.add_user("alice")
+    )
+    assert "was given language, tags: the card is written from what the run recorded" in _said(output, "refused")
+    repository = hub.repositories["alice/name"]
+    assert repository.private
+    assert repository.at("main").oid == _said(output, "first")
+    assert [commit.title for commit in repository.at("main").history()] == ["End of training", "initial commit"]
+
+
+def test_nothing_of_other_weights_stays_and_no_file_of_somebody_else_s_goes(
+    hub: LoopbackHub, run_client: Callable[..., str], encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = run_client(
+        _program(OTHER_WEIGHTS, _prepare(tmp_path / "home"), encoder_folder("bert")), hub.add_user("alice")
+    )
+    newest = hub.repositories["alice/name"].at(_said(output, "oid"))
+    before, files = newest.parent.files, newest.files
+    assert newest.title == "other weights"
+    assert b"81.25" in before["README.md"].content and b"81.25" in before[".eval_results/sts.yaml"].content
+    gone = {".eval_results/sts.yaml", "kdmcse/sts_results.json", "vocab.txt", "special_tokens_map.json"}
+    assert before.keys() - files.keys() == gone | {"model-00001-of-00002.safetensors"}
+    assert not any(b"81.25" in file.content for file in files.values())
+    for name, data in {"pictures/a.json": b"1", "checkpoint-7/trainer_state.json": b"2", "plot.png": b"5"}.items():
+        assert files[name].content == data
+    assert {"last-checkpoint/vocab.txt", "LICENSE", ".gitattributes"} <= files.keys()
+
+
+def test_a_card_that_was_edited_on_the_hub_is_replaced_only_on_demand(
+    hub: LoopbackHub, run_client: Callable[..., str], encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = run_client(_program(EDITED, _prepare(tmp_path / "home"), encoder_folder("bert")), hub.add_user("alice"))
+    newest = hub.repositories["alice/name"].at("main")
+    assert newest.oid == _said(output, "replaced")
+    assert b"| step | 3 |" in newest.files["README.md"].content
+    assert newest.parent.oid == _said(output, "same")  # nothing to replace: the same weights, the same card
+    assert newest.parent.files["README.md"].content == b"by hand"
+    refused = _said(output, "refused")
+    assert "alice/name stays as it is: its README.md was edited by hand" in refused and "replace_card=True" in refused
+
+
+def test_the_last_step_s_commit_is_the_last_one_however_long_an_earlier_upload_takes(
+    hub: LoopbackHub, run_client: Callable[..., str], encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run_client(_program(IN_ORDER, _prepare(tmp_path / "home"), encoder_folder("bert")), hub.add_user("alice"))
+    titles = [commit.title for commit in hub.repositories["alice/name"].at("main").history()]
+    assert titles == ["Training in progress, step 4", "Training in progress, step 2", "initial commit"]
 
 
 @pytest.mark.parametrize("times", [1, 50])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,13 @@ from safetensors.torch import save_file
 from tiny import VOCABULARY, make_sentences, make_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from kdmcse_hf import KDMCSEModel
 from kdmcse_hf.cli import main
 from kdmcse_hf.conversion import POOLER_NOTE, convert_checkpoint, from_published, load_published, to_published
 
-HIDDEN, LAYERS, ATTENTION_HEADS, INNER, POSITIONS, SPACE = 16, 2, 2, 24, 40, 6
+HIDDEN, LAYERS, ATTENTION_HEADS, INNER, POSITIONS, SPACE = 16, 2, 2, 120, 40, 6
 WIDTHS = {"none": {}, "mcse": {"mlp": 10}, "kdmcse": {"vmlp": 8, "tmlp": 8}}
 Tensors = dict[str, Tensor]
 
@@ -342,6 +344,7 @@ def test_the_command_writes_a_checkpoint_to_train_on_and_names_no_place_of_this_
     model = KDMCSEModel.from_encoder(tmp_path / "ours", image_embed_dim=8, caption_embed_dim=8, projection_dim=SPACE)
     assert model.config.pooling == "cls"
     assert model.config.text_config.architectures == ["BertModel"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "ours").model_max_length == POSITIONS
     for path in (tmp_path / "ours").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
 
@@ -360,6 +363,28 @@ def test_a_conversion_that_fails_leaves_no_folder_and_overwrites_none(
     assert "ours exists already" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "gone"), str(tmp_path / "new")]) == 1
     assert "gone is no folder, nor a model that can be had from the Hub" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "theirs", text_tensors("bert", "pooler"), head_tensors("mcse"))
+    program = """
+import resource
+from kdmcse_hf.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # fits the code that travels, not the weights
+print(main(["convert", "theirs", "ours"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "1\n"
+    assert "kdmcse convert: error: ours could not be written, and nothing is left of it: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs"}
+
+
+def test_a_tensor_that_two_files_hold_is_refused_by_name(tmp_path: Path) -> None:
+    heads = head_tensors("mcse")
+    source = write_checkpoint(tmp_path / "theirs", whole(text_tensors("bert", "pooler"), heads), heads)
+    with pytest.raises(ValueError, match=r"pytorch_model.bin and .*mcse.pt both hold 4 tensors, such as 'grounding.de"):
+        load_published(source)
 
 
 def test_a_checkpoint_of_our_own_is_not_converted_again(tmp_path: Path) -> None:

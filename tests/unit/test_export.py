@@ -1,24 +1,28 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import metadata_load
 from test_trainer import make_trainer
 from tiny import ENCODER_CONFIGS, make_sentences, make_tokenizer
+from tokenizers import Tokenizer
 from transformers import AlbertConfig, AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from kdmcse_hf import KDMCSEModel
+from kdmcse_hf import KDMCSEConfig, KDMCSEModel, KDMCSETrainer, SentenceEncoder
 from kdmcse_hf.checkpoint import save_sts_results
 from kdmcse_hf.cli import main
 from kdmcse_hf.export import export_release
 from kdmcse_hf.golden import Golden
 from kdmcse_hf.push import copy_resumable
-from kdmcse_hf.release import CHECKPOINT, GOLDEN, files_of
+from kdmcse_hf.release import CHECKPOINT, GOLDEN, files_of, publishing_folder
+from kdmcse_hf.truncation import cut_tokenizer, release_length
 
 ENCODER_CONFIGS = {
     **ENCODER_CONFIGS,
@@ -29,13 +33,14 @@ ENCODER_CONFIGS = {
         max_position_embeddings=40,
     ),
 }
+HEADS = {"image_embed_dim": 12, "caption_embed_dim": 12, "projection_dim": 8}
+PROTOCOL = {"protocol": {"split": "test"}, "max_length": 40}
 
 
 def make_checkpoint(folder: Path, kind: str = "bert", seed: int = 0, **settings: object) -> KDMCSEModel:
     torch.manual_seed(seed)
     AutoModel.from_config(ENCODER_CONFIGS[kind]).save_pretrained(folder / "encoder")
-    heads = {"image_embed_dim": 12, "caption_embed_dim": 12, "projection_dim": 8}
-    model = KDMCSEModel.from_encoder(folder / "encoder", **heads, **settings).eval()
+    model = KDMCSEModel.from_encoder(folder / "encoder", **HEADS, **settings).eval()
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return model
@@ -228,7 +233,7 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     assert traces(checkpoint)["training_args.bin"] >= {"folder", "user", "token", "run"}
     for name in ("config.json", "tokenizer_config.json", "trainer_state.json"):
         assert traces(checkpoint)[name] >= {"folder", "user", "absolute path"}
-    save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, "protocol": {"split": "test"}})
+    save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, **PROTOCOL})
     before = content(checkpoint)
     out = export_release(checkpoint, home / "out" / "release")
     card = (out / "README.md").read_text()
@@ -241,19 +246,32 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     assert content(checkpoint) == before
 
 
-@pytest.mark.parametrize(
-    "value", ["/home/anna/x.txt", "from /data/x", "~/x", "C:\\Users\\anna", "file:///x", "a hf_abcdefghijklmnop"]
-)
+@pytest.mark.parametrize("value", ["/home/anna/x.txt", "a hf_abcdefghijklmnop"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "objective.json", "training_record.json"])
 def test_a_setting_that_names_a_place_or_a_token_stops_the_export(
     name: str, value: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = checkpoint / name
-    settings = json.loads(path.read_text()) if path.exists() else {}
+    record = {"base_model": None, "data": {"sha256": {}}, "teacher": None, "settings": {}, "versions": {}}
+    empty = {**record, "hardware": "", "commit": None} if name == "training_record.json" else {}
+    settings = json.loads(path.read_text()) if path.exists() else empty
     path.write_text(json.dumps({**settings, "notes": {"made with": [value]}}))
-    with pytest.raises(ValueError, match=rf"{name} holds .* names a place on this machine or looks like a token"):
+    with pytest.raises(ValueError, match=rf"{name} holds .* names a place on this machine, its user or itself"):
         export_release(checkpoint, tmp_path / "out")
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_folder_as_the_name_in_the_card_stops_the_export(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"README.md holds .* names a place on this machine"):
+        export_release(checkpoint, tmp_path / "out", name=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_two_hub_strategies_push_beside_a_release_is_looked_through_too(checkpoint: Path, tmp_path: Path) -> None:
+    state = {"best_model_checkpoint": None, "log_history": [{"note": "see [/home/anna/logs]"}]}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"trainer_state.json holds 'see \[/home/anna/logs\]'"):
+        copy_resumable(checkpoint, tmp_path / "last-checkpoint")
 
 
 def test_an_address_a_fraction_or_a_name_on_the_hub_is_no_place_on_this_machine(
@@ -310,7 +328,7 @@ def test_a_release_is_replaced_and_leaves_nothing_of_the_one_before(checkpoint: 
     out = export_release(checkpoint, tmp_path / "out")
     (out / "README.md").write_text("edited")
     make_checkpoint(tmp_path / "other", "distilbert", seed=1)
-    export_release(tmp_path / "other", out)
+    export_release(tmp_path / "other", out, replace_card=True)
     assert content(out) == content(export_release(tmp_path / "other", tmp_path / "fresh"))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "other", "out", "fresh"}
 
@@ -361,12 +379,154 @@ print(*(main(["export", "other", out]) for out in ("out", "new")))
 def test_a_release_that_a_killed_process_had_moved_aside_comes_back(checkpoint: Path, tmp_path: Path) -> None:
     out = export_release(checkpoint, tmp_path / "out")
     before = content(out)
-    out.rename(tmp_path / ".out.replaced")
-    (tmp_path / ".out.incomplete").mkdir()
+    work = tmp_path / ".out.incomplete-killed"
+    work.mkdir()
+    out.rename(work / "replaced")
+    os.utime(work, (0, 0))
     with pytest.raises(ValueError, match="is not a folder"):
         export_release(tmp_path / "gone", out)
     assert content(out) == before
+    assert work.is_dir()  # of today: perhaps another process is at work
+    os.utime(work, (0, 0))
+    export_release(checkpoint, out)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
+
+
+def test_a_link_stays_one_and_what_it_points_to_is_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "big disk").mkdir()
+    release = export_release(checkpoint, tmp_path / "big disk" / "release")
+    link = tmp_path / "link"
+    link.symlink_to(release)
+    make_checkpoint(tmp_path / "other", seed=1)
+    for source in (tmp_path / "other", checkpoint, tmp_path / "other"):
+        export_release(source, link)
+        assert link.is_symlink() and os.listdir(tmp_path / "big disk") == ["release"]
+    assert content(release) == content(export_release(tmp_path / "other", tmp_path / "fresh"))
+    assert {path.name for path in tmp_path.iterdir()} == {"big disk", "checkpoint", "fresh", "link", "other"}
+
+
+def test_a_failed_export_leaves_no_folder_above_it_that_was_not_there(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        export_release(tmp_path / "gone", tmp_path / "a" / "b" / "c")
+    assert os.listdir(tmp_path) == ["checkpoint"]
+    assert (export_release(checkpoint, tmp_path / "a" / "b" / "c") / "modules.json").exists()
+
+
+def test_two_exports_to_one_place_at_a_time_do_not_touch_each_other_s_files(tmp_path: Path) -> None:
+    with publishing_folder(tmp_path / "out") as first:
+        (first / "kdmcse").mkdir()
+        with publishing_folder(tmp_path / "out") as second:
+            (second / "kdmcse").mkdir()
+            (second / "kdmcse" / "second").touch()
+        (first / "kdmcse" / "first").touch()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out" / "kdmcse") == ["first"]
+
+
+def test_a_card_that_was_edited_is_kept_or_nothing_is_replaced(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(export_release(checkpoint, tmp_path / "out"))
+    card = tmp_path / "out" / "README.md"
+    card.write_text("edited")
+    assert main(["export", str(checkpoint), out]) == 0
+    assert card.read_text() == "edited"
+    make_checkpoint(tmp_path / "distilbert", "distilbert")
+    before = content(tmp_path)
+    for different in ([str(tmp_path / "distilbert"), out], [str(checkpoint), out, "--name", "alice/model"]):
+        assert main(["export", *different]) == 1
+        message = capsys.readouterr().err
+        assert "out is not replaced: its README.md was edited by hand" in message and "--replace_card" in message
+        assert content(tmp_path) == before
+        assert os.listdir(tmp_path).count("out") == 1
+    assert main(["export", str(checkpoint), out, "--name", "alice/model", "--replace_card"]) == 0
+    assert card.read_text().count('name = "alice/model"') == 3
+    make_checkpoint(checkpoint, seed=1)  # other weights, the same card, and nobody edited it
+    assert main(["export", str(checkpoint), out, "--name", "alice/model"]) == 0
+
+
+# --- where sentences are cut ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long_checkpoint(tmp_path: Path) -> Path:
+    """A trained checkpoint of an encoder that reads 300 tokens, by the mean of all of them."""
+    torch.manual_seed(0)
+    config = BertConfig(**{**ENCODER_CONFIGS["bert"].to_dict(), "max_position_embeddings": 300})
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    model = KDMCSEModel.from_encoder(tmp_path / "encoder", pooling="mean", **HEADS)
+    trainer = make_trainer(tmp_path, tmp_path / "encoder", max_steps=1)
+    trainer = KDMCSETrainer(
+        model, trainer.args, trainer.objective, trainer.train_dataset, processing_class=make_tokenizer()
+    )
+    trainer.train()
+    trainer.save_model()
+    return tmp_path / "out"
+
+
+def test_a_checkpoint_and_its_release_cut_a_long_sentence_at_the_same_token(
+    long_checkpoint: Path, tmp_path: Path
+) -> None:
+    text = " ".join(make_sentences(60, seed=3))
+    assert len(make_tokenizer()(text)["input_ids"]) > 300
+    encode = SentenceEncoder.from_pretrained(long_checkpoint)
+    vector = encode(text)
+    release = export_release(long_checkpoint, tmp_path / "release")
+    assert encode.max_length == 128
+    np.testing.assert_array_equal(SentenceEncoder.from_pretrained(release)(text), vector)
+    inputs = AutoTokenizer.from_pretrained(release)(text, truncation=True, return_tensors="pt")
+    plain = AutoModel.from_pretrained(release)(**inputs).last_hidden_state.mean(dim=1)[0]
+    np.testing.assert_allclose(plain.detach(), vector, atol=1e-6)
+    longer = export_release(long_checkpoint, tmp_path / "longer", max_length=300)
+    assert AutoTokenizer.from_pretrained(longer).model_max_length == 300
+    assert not np.allclose(SentenceEncoder.from_pretrained(longer)(text), vector, atol=1e-4)
+
+
+def test_a_tokenizer_s_own_limit_holds_and_one_without_a_limit_is_given_one(tmp_path: Path) -> None:
+    config = BertConfig(**{**ENCODER_CONFIGS["bert"].to_dict(), "max_position_embeddings": 300})
+    model, tokenizer = KDMCSEModel(KDMCSEConfig(text_config=config)), make_tokenizer()
+    assert tokenizer.model_max_length > 1e20
+    cases = ((int(1e30), 128, 128), (200, 200, 128), (64, 64, 64), (512, 300, 128))
+    for own, release, checkpoint in cases:
+        tokenizer.model_max_length = own
+        assert release_length(tokenizer, model) == release
+        assert cut_tokenizer(tokenizer, model).model_max_length == checkpoint
+        assert tokenizer.model_max_length == own  # a caller's tokenizer stays as it is
+
+
+def test_scores_of_sentences_that_were_cut_elsewhere_are_no_scores_of_the_release(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, **PROTOCOL})
+    with pytest.raises(ValueError, match=r"cut after 40 tokens, but .* after 20: evaluate again .* `--max_length 40`"):
+        export_release(checkpoint, tmp_path / "out", max_length=20)
+    assert "| STSB |" in (export_release(checkpoint, tmp_path / "out", max_length=40) / "README.md").read_text()
+
+
+def test_scores_are_not_recorded_in_a_release(checkpoint: Path, tmp_path: Path) -> None:
+    out = export_release(checkpoint, tmp_path / "out")
+    before = content(out)
+    for place in (out, out / CHECKPOINT):
+        with pytest.raises(ValueError, match="is a release, .* in the checkpoint that it was made of, and export that"):
+            save_sts_results(place, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, **PROTOCOL})
+    assert content(out) == before
+
+
+def test_how_a_tokenizer_was_called_last_is_not_in_the_release(checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer, text = make_tokenizer(), " ".join(make_sentences(1))
+    tokenizer([text, "a"], truncation=True, max_length=5, padding=True)
+    tokenizer.save_pretrained(checkpoint)
+    out = export_release(checkpoint, tmp_path / "out")
+    for place in (out, out / CHECKPOINT):
+        alone = Tokenizer.from_file(str(place / "tokenizer.json"))
+        assert len(alone.encode(text).ids) == 2 + len(text.split()) > 5
+        assert [len(encoding.ids) for encoding in alone.encode_batch([text, "a"])] == [2 + len(text.split()), 3]
+
+
+def test_the_plain_encoder_s_config_says_where_the_checkpoint_is(checkpoint: Path, tmp_path: Path) -> None:
+    out = export_release(checkpoint, tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["kdmcse_checkpoint"] == "kdmcse"
+    assert "kdmcse_checkpoint" not in (out / CHECKPOINT / "config.json").read_text()
 
 
 # --- settings and bad input -------------------------------------------------------------------------------------------
@@ -406,6 +566,26 @@ def test_a_checkpoint_that_cannot_be_released_is_named_with_its_fault(checkpoint
     with pytest.raises(ValueError, match=r"The weights in .*checkpoint cannot be read"):
         export_release(checkpoint, out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("objective.json", '{"objective": {', r"objective.json is not JSON, or was cut short"),
+        ("objective.json", "[1]", r"objective.json holds a list: expected a JSON object\."),
+        ("training_record.json", '{"base_model": null}', r"record.json holds \['base_model'\]: .* data \(dict\)"),
+        ("training_record.json", '{"data": {}, "settings": {}, "versions": {}}', r"training_record.json: .*'teacher'"),
+        ("objective.json", '{"filters": [{}]}', r"objective.json.* are not as .* write them"),
+        ("sts_results.json", '{"scores": {}}', r"sts_results.json holds \['scores'\]: .* pairs \(dict\)"),
+    ],
+)  # fmt: skip
+def test_a_record_that_is_not_one_is_named_with_what_was_expected(
+    name: str, text: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / name).write_text(text)
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_exports_and_verifies(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from kdmcse_hf.objective import PRESETS
 from kdmcse_hf.release_card import nearest_preset
 from kdmcse_hf.training_record import dev_score, git_commit, mean_rates
 
-PROTOCOL = {"split": "test", "text": "as it is"}
+PROTOCOL = {"protocol": {"split": "test", "text": "as it is"}, "max_length": 40}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_the_test_run_s_own_switches_are_in_its_card(checkpoint: Path) -> None:
 
 def test_recorded_scores_reach_the_table_and_both_forms_that_the_hub_reads(checkpoint: Path) -> None:
     scores = {"STSB": 71.234, "SICKR": 60.5, "avg": 65.867}
-    save_sts_results(checkpoint, {"scores": scores, "pairs": {"STSB": 1379, "SICKR": 40}, "protocol": PROTOCOL})
+    save_sts_results(checkpoint, {"scores": scores, "pairs": {"STSB": 1379, "SICKR": 40}, **PROTOCOL})
     card = card_of(checkpoint)
     assert "| STSB | 1,379 | 71.23 |\n| SICKR | 40 | 60.50 |\n| avg |  | 65.87 |" in card
     assert "split: test; text: as it is." in card
@@ -131,8 +131,28 @@ def test_recorded_scores_reach_the_table_and_both_forms_that_the_hub_reads(check
     assert load_sts_results(release / "kdmcse") == load_sts_results(checkpoint)
 
 
+def test_senteval_s_part_of_sick_is_in_the_table_and_no_result_for_the_whole_set_on_the_hub(checkpoint: Path) -> None:
+    scores, pairs = {"STSB": 70.0, "SICKR": 60.5, "avg": 65.25}, {"STSB": 1379, "SICKR": 4927}
+    save_sts_results(checkpoint, {"scores": scores, "pairs": pairs, **PROTOCOL})
+    card = card_of(checkpoint)
+    assert "| SICKR | 4,927 | 60.50 |" in card
+    assert "SICKR is SentEval's test part of SICK, 4,927 pairs: not the 9,927 of mteb's SICK-R" in card
+    assert "Not the published test sets" not in card
+    assert "mteb/sickr-sts" not in card
+    assert "sickr" not in (checkpoint.parent / "release" / ".eval_results" / "sts.yaml").read_text().lower()
+
+
+def test_a_model_of_which_no_objective_is_known_is_named_by_its_encoder_alone(checkpoint: Path) -> None:
+    for name in ("objective.json", "training_record.json"):
+        (checkpoint / name).unlink()
+    save_sts_results(checkpoint, {"scores": {"STSB": 70.0}, "pairs": {"STSB": 1379}, **PROTOCOL})
+    card_of(checkpoint)
+    (model,) = metadata_load(checkpoint.parent / "release" / "README.md")["model-index"]
+    assert model["name"] == "bert"
+
+
 def test_scores_of_other_weights_are_refused(checkpoint: Path) -> None:
-    save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, "protocol": PROTOCOL})
+    save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, **PROTOCOL})
     weights = checkpoint / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -175,6 +195,7 @@ def test_the_header_is_read_and_the_three_papers_are_cited(checkpoint: Path) -> 
     assert keys == ["gao-etal-2021-simcse", "zhang-etal-2022-mcse", "nguyen-etal-2024-kdmcse"]
     bibtex = card.partition("```bibtex")[2].partition("```")[0]
     assert bibtex.count("{") == bibtex.count("}")
+    assert "Human Language Technologies (Volume 1: Long Papers)},\n    year = {2024},\n    pages = {733--749}" in bibtex
     assert "title = {{SimCSE}: Simple" in bibtex
     assert "\n\n\n" not in card
 

@@ -9,6 +9,7 @@ from kdmcse_hf.significance import (
     Resampled,
     compare_over_seeds,
     compare_spearman,
+    holm,
     interval_over_seeds,
     resample_spearman,
     spearman_intervals,
@@ -22,19 +23,24 @@ def correlated(count: int, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarra
     return gold + noise * rng.normal(size=count), gold
 
 
-def slow_bootstrap(
-    predictions: np.ndarray, references: np.ndarray, resamples: int, seed: int, number: int
-) -> np.ndarray:
-    rng = np.random.default_rng((seed, 5, number))
-    draws = [rng.integers(len(predictions), size=len(predictions)) for _ in range(resamples)]
-    return np.array([100 * spearmanr(predictions[rows], references[rows]).statistic for rows in draws])
+def slow_bootstrap(sets: dict, numbers: dict, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Draws of distinct pairs, each of which stands for all rows with its number."""
+    distinct = np.unique(np.concatenate(list(numbers.values())))
+    rng = np.random.default_rng((seed, 5))
+    found: dict[str, list[float]] = {name: [] for name in sets}
+    for _ in range(resamples):
+        drawn = distinct[rng.integers(len(distinct), size=len(distinct))]
+        for name, (cosine, gold) in sets.items():
+            rows = np.concatenate([np.flatnonzero(numbers[name] == number) for number in drawn])
+            found[name].append(100 * spearmanr(cosine[rows], gold[rows]).statistic)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def test_intervals_are_the_percentiles_of_scipy_s_correlations_of_the_same_draws() -> None:
     sets = {"a": correlated(60), "b": correlated(45, seed=1)}
     sets["a"][0][:20] = sets["a"][0][20:40]  # ties among the cosines, too
     found = spearman_intervals(sets, resamples=50, confidence=0.8, seed=7)
-    drawn = {name: slow_bootstrap(*scored, 50, 7, number) for number, (name, scored) in enumerate(sets.items())}
+    drawn = slow_bootstrap(sets, {"a": np.arange(60), "b": np.arange(60, 105)}, 50, 7)
     drawn["avg"] = (drawn["a"] + drawn["b"]) / 2
     assert found.keys() == drawn.keys()
     for name, expected in drawn.items():
@@ -43,6 +49,41 @@ def test_intervals_are_the_percentiles_of_scipy_s_correlations_of_the_same_draws
     for name, scored in sets.items():
         assert found[name].value == pytest.approx(100 * spearmanr(*scored).statistic)
     assert found["avg"].value == pytest.approx((found["a"].value + found["b"].value) / 2)
+
+
+def test_a_pair_that_stands_in_two_sets_is_drawn_in_both() -> None:
+    sets = {"a": correlated(60), "b": correlated(45, seed=1)}
+    numbers = {"a": np.arange(60) * 3, "b": np.r_[np.arange(30) * 3, 1000 + np.arange(14), 1000]}  # one twice in b
+    found = spearman_intervals(sets, pairs=numbers, resamples=50, confidence=0.8, seed=7)
+    for name, expected in slow_bootstrap(sets, numbers, 50, 7).items():
+        low, high = np.quantile(expected, [0.1, 0.9])
+        assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=1e-9)
+    # Two sets of the very same pairs are no surer than one.
+    cosine, gold = correlated(300, noise=4)
+    twice = {"a": (cosine, gold), "b": (cosine, gold)}
+    one, apart = (spearman_intervals(twice, pairs=same) for same in (dict.fromkeys("ab", np.arange(300)), None))
+    assert (one["avg"].low, one["avg"].high) == (one["a"].low, one["a"].high)
+    width = {name: found["avg"].high - found["avg"].low for name, found in (("one", one), ("apart", apart))}
+    assert width["one"] / width["apart"] == pytest.approx(2**0.5, rel=0.1)
+    with pytest.raises(ValueError, match="b has 300 pairs and `pairs` no numbers for it"):
+        spearman_intervals(twice, pairs={"a": np.arange(300)})
+
+
+def test_holm_is_the_step_down_of_the_textbook() -> None:
+    assert holm([0.04, 0.01, 0.03, 0.9]) == pytest.approx([0.09, 0.04, 0.09, 0.9])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_which_of_two_methods_is_named_first_changes_nothing() -> None:
+    """Of three seeds each: the verdict turns with the order only if the quantiles of the seeds are lopsided."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=1000) * 0.1
+    for _ in range(50):
+        first, second = ([Resampled(value, value + drawn) for value in rng.normal(size=3)] for _ in range(2))
+        there, back = compare_over_seeds(first, second), compare_over_seeds(second, first)
+        assert (there.low, there.high) == pytest.approx((-back.high, -back.low), rel=0.02, abs=0.02)
+        assert there.p == pytest.approx(back.p, rel=0.02, abs=0.001)
 
 
 def test_the_order_of_memory_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +112,8 @@ def test_the_interval_of_independent_sides_is_the_known_one() -> None:
 def test_a_comparison_is_of_the_same_draws() -> None:
     (worse, gold), (better, _) = correlated(80, noise=3), correlated(80, noise=2)
     found = compare_spearman({"a": (worse, gold)}, {"a": (better, gold)}, resamples=60, seed=2)["a"]
-    differences = slow_bootstrap(better, gold, 60, 2, 0) - slow_bootstrap(worse, gold, 60, 2, 0)
+    drawn = [slow_bootstrap({"a": (side, gold)}, {"a": np.arange(80)}, 60, 2)["a"] for side in (better, worse)]
+    differences = drawn[0] - drawn[1]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
     assert found.difference == pytest.approx(
         100 * (spearmanr(better, gold).statistic - spearmanr(worse, gold).statistic)
