@@ -14,14 +14,6 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
-from transformers.utils.hub import (  # type: ignore[attr-defined]
-    _CACHED_NO_EXIST,
-    EntryNotFoundError,
-    LocalEntryNotFoundError,
-    hf_hub_download,
-    is_offline_mode,
-    try_to_load_from_cache,
-)
 
 # The Hub's client, by way of transformers: this file travels with the weights, and names nothing but torch and that.
 from transformers.utils.hub import (  # type: ignore[attr-defined]
