@@ -19,6 +19,7 @@ from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import (  # type: ignore[attr-defined]
     _CACHED_NO_EXIST,
     EntryNotFoundError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     hf_hub_download,
     is_offline_mode,
@@ -506,8 +507,8 @@ def optional_file(model_name_or_path: str | os.PathLike[str], file: str, **where
     """The path of a file of a folder or Hub name (`revision`, `token`, ...), or `None` if it has no such file.
 
     Raises:
-        FileNotFoundError: offline, the cache does not say whether it has one.
-        OSError: the Hub does not say it.
+        FileNotFoundError: offline, or where no Hub can be reached, the cache does not say whether it has one.
+        OSError: the Hub was reached, and does not say it.
     """
     name, options = str(model_name_or_path), {key: where[key] for key in ("revision", "cache_dir") if key in where}
     if os.path.isdir(name):
@@ -523,7 +524,8 @@ def optional_file(model_name_or_path: str | os.PathLike[str], file: str, **where
         if known:
             return None
         cause = error.__cause__ or error
-        raise (FileNotFoundError if offline else OSError)(
+        reached = not isinstance(error, LocalEntryNotFoundError) or isinstance(cause, HfHubHTTPError)
+        raise (OSError if reached and not offline else FileNotFoundError)(
             f"{name!r} is no folder here, and it is not known whether it has a file {file} on the Hub "
             f"({type(cause).__name__}: {' '.join(str(cause).split())})."
         ) from error

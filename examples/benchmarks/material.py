@@ -1,6 +1,7 @@
 """What all contenders work on: real sentences and captions where a data kit is given, the generated world's if not."""
 
 import csv
+import dataclasses
 import itertools
 import lzma
 import random
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from kdmcse_hf import PRESETS
 from kdmcse_hf.sts import SentencePairs, load_sts
 from kdmcse_hf.teacher.cache_writer import write_cache
 from kdmcse_hf.world import write_student, write_world
@@ -19,6 +21,8 @@ from kdmcse_hf.world import write_student, write_world
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MAX_LENGTH = 32
 TEACHER_WIDTH = 256
+# A share to filter, whatever the features are like: those of the world are random, and no cosine is high.
+KDMCSE = dataclasses.replace(PRESETS["kdmcse"], image_threshold="rate:0.005", caption_threshold="rate:0.005")
 
 
 @dataclass(frozen=True)

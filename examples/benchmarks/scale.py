@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import DEVICE, MAX_LENGTH, Material, forget_peak, peak_mb
+from material import DEVICE, KDMCSE, MAX_LENGTH, Material, forget_peak, peak_mb
 
-from kdmcse_hf import PRESETS, KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, TeacherCache, TeacherPairs
+from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments, TeacherCache, TeacherPairs
 from kdmcse_hf.data import CaptionPairs, TrainingData, read_sentences, tokenize
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.tokenizer import load_tokenizer
@@ -26,7 +26,7 @@ from kdmcse_hf.tokenizer import load_tokenizer
 
 def _trainer(material: Material, folder: str, text: Any = None, **settings: Any) -> KDMCSETrainer:
     """A KDMCSE run over pairs, and over `text` where there is some, in bf16."""
-    objective = PRESETS["kdmcse"]
+    objective = KDMCSE
     cache = TeacherCache(material.folder / "cache")
     tokenizer = load_tokenizer(material.encoder("student"))
     pairs = CaptionPairs(TeacherPairs(cache), tokenizer, max_length=MAX_LENGTH)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from material import DEVICE, MAX_LENGTH, Material, peak_mb, synchronize
+from material import DEVICE, KDMCSE, MAX_LENGTH, Material, peak_mb, synchronize
 from processes import Process
 from transformers import TrainerCallback, logging, set_seed
 
@@ -126,7 +126,7 @@ def ours(material: Material, args: Work, connection: Connection) -> None:
     datasets.disable_caching()
     datasets.disable_progress_bars()
     mixed, captions_only = args.kind == "mixed", args.kind == "guided"
-    objective = PRESETS["kdmcse_reference" if mixed else "kdmcse" if captions_only else "simcse"]
+    objective = PRESETS["kdmcse_reference"] if mixed else KDMCSE if captions_only else PRESETS["simcse"]
     tokenizer = load_tokenizer(material.encoder(args.encoder))
     cache = TeacherCache(material.folder / "cache")
     rows = args.steps * args.batch
