@@ -195,7 +195,9 @@ PARTS: dict[str, Callable[[Material], None]] = {
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, default=os.environ.get("KDMCSE_DATA"), help="the kit; else the world")
+    parser.add_argument(
+        "--data_dir", type=Path, default=os.environ.get("KDMCSE_DATA") or None, help="the kit, or the world"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
