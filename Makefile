@@ -23,17 +23,12 @@ bench: $(VENV)/.bench
 	$(VENV)/bin/python examples/benchmark_cache.py
 	$(VENV)/bin/python examples/benchmarks
 
-$(VENV)/.quickstart: setup.cfg constraints.txt
+$(VENV)/.quickstart: EXTRAS = vision
+$(VENV)/.dev: EXTRAS = dev
+$(VENV)/.bench: EXTRAS = bench
+$(VENV)/.quickstart $(VENV)/.dev $(VENV)/.bench: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -c constraints.txt -e ".[vision]"
-	touch $@
-
-$(VENV)/.dev: $(VENV)/.quickstart
-	$(VENV)/bin/pip install -q -c constraints.txt -e ".[dev]"
-	touch $@
-
-$(VENV)/.bench: $(VENV)/.quickstart
-	$(VENV)/bin/pip install -q -c constraints.txt -e ".[bench]"
+	$(VENV)/bin/pip install -q -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
 clean:

@@ -182,11 +182,12 @@ def start_up(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def loss_memory(contender: str, batch: int) -> float:
-    """Growth of the peak of this process's memory by one loss, in MB."""
+def loss_memory(contender: str, batch: int) -> dict[str, float]:
+    """One loss: growth of the peak of this process's memory in MB, and seconds."""
     call = loss_contenders(batch)[contender]
     loss_contenders(8)[contender]()
     forget_peak()
-    before = peak_mb()
+    before, start = peak_mb(), time.perf_counter()
     call()
-    return peak_mb() - before
+    synchronize()
+    return {"peak_mb": peak_mb() - before, "seconds": time.perf_counter() - start}
