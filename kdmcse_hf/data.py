@@ -28,14 +28,15 @@ def read_sentences(path: str | Path) -> datasets.Dataset:
     Raises:
         FileNotFoundError, ValueError: no such file, or not UTF-8.
     """
-    if not str(path).startswith("hf://"):
+    pattern = str(path)
+    if not pattern.startswith("hf://"):
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist: expected a text file with one sentence a line.")
         if not Path(path).stat().st_size:
             raise ValueError(f"{path} is empty: expected a text file with one sentence a line.")
-        path = glob.escape(str(path))
+        pattern = glob.escape(pattern)  # which is what the library takes it for
     try:
-        return datasets.Dataset.from_text(str(path))
+        return datasets.Dataset.from_text(pattern)
     except datasets.exceptions.DatasetGenerationError as error:
         cause = error.__cause__ or error
         kind = "as UTF-8 text" if isinstance(cause, UnicodeDecodeError) else f"({type(cause).__name__})"

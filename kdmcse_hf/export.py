@@ -18,13 +18,12 @@ from kdmcse_hf import __version__
 from kdmcse_hf.checkpoint import RECORD_FILE, RECORDED, STS_FILE, load_sts_results, read_recorded, save_sts_results
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.golden import make_golden
-from kdmcse_hf.modeling_kdmcse import KDMCSEModel
+from kdmcse_hf.modeling_kdmcse import RELEASE_MARK, RELEASED_CHECKPOINT, KDMCSEModel
 from kdmcse_hf.privacy import check_private, clean_configs
 from kdmcse_hf.release import (
     CARD,
     CHECKPOINT,
     GOLDEN,
-    MARKER,
     edited_card,
     files_of,
     publishing_folder,
@@ -165,7 +164,7 @@ def _write_encoder(folder: Path, model: KDMCSEModel) -> bool:
         )
     plain.save_pretrained(folder, state_dict=state)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, MARKER: CHECKPOINT})
+    write_json(folder / "config.json", {**config, RELEASE_MARK: RELEASED_CHECKPOINT})
     return bool(poolers)
 
 

@@ -26,8 +26,6 @@ from kdmcse_hf.teacher.shard import sha256
 FORMAT = "kdmcse_hf release"
 FORMAT_VERSION = 1
 CHECKPOINT = "kdmcse"
-# In the plain encoder's config: the folder that holds the training checkpoint, so that nobody need look for it.
-MARKER = "kdmcse_checkpoint"
 MANIFEST = f"{CHECKPOINT}/release.json"
 GOLDEN = f"{CHECKPOINT}/golden.safetensors"
 CARD = "README.md"

@@ -59,7 +59,7 @@ def _evaluate(evaluation: Evaluation, run: Run, results: Results, places: Mappin
         pooling = ["--pooling", run.row.flags.get("pooling", "cls")]
     elif not Path(model).is_dir():
         return f"{model} is gone: give the row `keep: true`, and run it again"
-    script, *arguments = expand(evaluation.command, places).split()
+    script, *arguments = (expand(part, places) for part in evaluation.command.split())
     command = [sys.executable, str(EXAMPLES / script), *arguments, "--model_name_or_path", model, *pooling]
     with log.open("wb") as file:
         ended = subprocess.run(

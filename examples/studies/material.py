@@ -41,8 +41,8 @@ def prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str]) -> No
 
 def _prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str], lock: int) -> None:
     for step in steps:
-        known = {key: expand(str(value), places) for key, value in step.items()}
-        if "make" not in known or len(known) < 2:
+        known = {key: expand(str(value), places) for key, value in step.items() if key != "command"}
+        if "make" not in step or len(step) < 2:
             raise ValueError(f"A step of `prepare` is {dict(step)}: expected `make` and what to make it from.")
         target = Path(known.pop("make"))
         if target.is_file() or (target / MANIFEST).is_file():
@@ -54,8 +54,8 @@ def _prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str], lock
             with lzma.open(known["unpack"]) as packed, temporary.open("wb") as file:
                 shutil.copyfileobj(packed, file)
             temporary.replace(target)
-        elif "command" in known:
-            script, *arguments = known["command"].split()
+        elif "command" in step:
+            script, *arguments = (expand(part, places) for part in step["command"].split())
             # It holds the lock as well: if this process is killed, nobody begins it a second time beside it.
             ended = subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], pass_fds=[lock])
             if ended.returncode:

@@ -36,6 +36,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from kdmcse_hf.file_embedding import embed_file
     from kdmcse_hf.sentence_file import SentenceFile
 
+    if arguments.revision and Path(arguments.model).exists():
+        raise ValueError(f"{arguments.model} is a folder here: leave out --revision, of a model on the Hub.")
     disable_progress_bar()
     options = {
         name: getattr(arguments, name) for name in ("revision", "pooling", "max_length", "normalize", "batch_size")

@@ -219,3 +219,9 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(
     assert not out.exists()
     assert len(list((tmp_path / "out.npy.parts").glob("part-*"))) == 5
     assert embed(files, out) == (300, 32)
+
+
+def test_a_revision_of_a_folder_is_refused(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["embed", str(files / "in.txt"), str(tmp_path / "out.npy"), "--model", str(files / "model")]
+    assert main([*arguments, "--revision", "v1"]) == 1
+    assert "is a folder here: leave out --revision" in capsys.readouterr().err

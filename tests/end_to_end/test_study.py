@@ -396,12 +396,14 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     results = Results(tmp_path / "results")
     change(study_file, kdmcse={"teacher_cache": str(world / "cache"), "label": "KDMCSE", "keep": True})
     content = yaml.safe_load(study_file.read_text())
-    command = f"evaluate_retrieval.py --teacher_cache {world / 'cache'}"
+    spaced = tmp_path / "a folder"  # what a place is called does not cut the command up
+    spaced.symlink_to(world)
+    command, places = "evaluate_retrieval.py --teacher_cache ${SPACED}/cache", {"SPACED": str(spaced)}
     content["evaluations"] = {"retrieval": {"label": "Found", "command": command, "rows": ["untrained", "kdmcse"]}}
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
     pretend(results, study_file, {"untrained": [40.0], "kdmcse": [70.0]})  # the second's weights are gone
     study = load_study(study_file)
-    (failed,) = evaluate_finished(study, results, {})
+    (failed,) = evaluate_finished(study, results, places)
     assert failed.startswith("retrieval of kdmcse-0: ")
     assert "is gone: give the row `keep: true`" in failed
     found = json.loads(results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).read_text())
@@ -410,7 +412,7 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     assert "## Found, caption to caption" in report
     assert f"| untrained | 1 | {found['caption_to_caption']['r@1']:.2f} | " in report
     results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).write_text('{"MR": 1.0}')
-    evaluate_finished(study, results, {})  # what is done stays
+    evaluate_finished(study, results, places)  # what is done stays
     assert "| untrained | 1 | 1.00 |" in write_report(study, results, {}).read_text()
 
     content["evaluations"]["retrieval"]["rows"] = ["simcse"]
