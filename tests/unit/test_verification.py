@@ -305,12 +305,13 @@ def test_damaged_golden_vectors_are_found(release: Path) -> None:
     ("elsewhere", "shift", "ok", "says"),
     [
         (False, 0.0, True, "to the bit"),
-        (False, 1e-6, False, "allowed: 0.0e+00"),
-        (True, 1e-6, True, "to within 9.5e-07"),
+        (False, 1e-6, True, "to within 9.5e-07"),
+        (False, 1e-4, False, "vectors that differ"),
+        (True, 1e-4, True, "to within 1.0e-04"),
         (True, 1e-2, False, "vectors that differ"),
     ],
 )
-def test_vectors_are_compared_to_the_bit_on_the_same_machine_and_versions_and_closely_elsewhere(
+def test_vectors_may_differ_by_rounding_on_the_same_machine_and_versions_and_by_a_little_more_elsewhere(
     elsewhere: bool, shift: float, ok: bool, says: str, release: Path
 ) -> None:
     golden = Golden.load(release / GOLDEN)
