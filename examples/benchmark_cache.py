@@ -85,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--rows_per_shard", type=int, default=ROWS_PER_SHARD)
     args = parser.parse_args(argv)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kdmcse_hf.teacher.pairs"])  # imported once for all
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "cache"
         write(folder, args.captions, args.width, args.rows_per_shard)

@@ -119,7 +119,8 @@ def encoding(material: Material, precision: str, sentences: int, rounds: int) ->
 def efficiency(material: Material, encoder: str, precision: str, rounds: int) -> list[float]:
     """Share of the matrix multiplication peak that each forward and backward reaches.
 
-    Counted are the multiplications that are carried out; the peak is the best of square matrices over all rounds.
+    All take the same batch. Counted are the multiplications that are carried out; the peak is the best of square
+    matrices over all rounds.
     """
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModel, AutoTokenizer
@@ -132,54 +133,59 @@ def efficiency(material: Material, encoder: str, precision: str, rounds: int) ->
     speed_up_dropout(model)
     model.train().to(DEVICE)
     tokenizer = AutoTokenizer.from_pretrained(material.encoder(encoder))
-    sentences, dtype = material.sentences, torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = 1024 if DEVICE == "cpu" else 8192
     left, right = (torch.randn(size, size, dtype=dtype, device=DEVICE) for _ in range(2))
 
-    def step(number: int) -> None:
-        texts = [text for text in sentences[64 * number : 64 * (number + 1)] for _ in range(2)]
-        batch = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt").to(DEVICE)
+    texts = [text for text in material.sentences[:64] for _ in range(2)]
+    batch = tokenizer(texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt").to(DEVICE)
+
+    def step() -> None:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
             hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         hidden[:, 0].float().pow(2).sum().backward()
         model.zero_grad()
 
-    rates, peak = [], 0.0
-    step(0)
-    for number in range(1, rounds + 1):
+    with FlopCounterMode(display=False) as counter:
+        step()
+    taken, peak = [], 0.0
+    for _ in range(rounds):
         spent = 0.0
         while spent < 0.3:
             start = time.perf_counter()
             left @ right
             synchronize()
-            taken = time.perf_counter() - start
-            spent += taken
-            peak = max(peak, 2 * size**3 / taken)
+            product = time.perf_counter() - start
+            spent += product
+            peak = max(peak, 2 * size**3 / product)
         start = time.perf_counter()
-        step(number)
+        step()
         synchronize()
-        taken = time.perf_counter() - start
-        with FlopCounterMode(display=False) as counter:
-            step(number)
-        rates.append(counter.get_total_flops() / taken)
-    return [rate / peak for rate in rates]
+        taken.append(time.perf_counter() - start)
+    return [counter.get_total_flops() / seconds / peak for seconds in taken]
 
 
 def start_up(rounds: int) -> dict[str, list[float]]:
-    """Seconds of fresh processes, in turn."""
-    transformers = "from transformers import AutoModel, PreTrainedModel"
-    commands = {
-        "help": [sys.executable, "-m", "kdmcse_cli", "--help"],
-        "transformers": [sys.executable, "-c", transformers],
-        "kdmcse_hf": [sys.executable, "-c", f"{transformers}\nimport kdmcse_hf"],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    """Seconds of fresh processes: the whole of `kdmcse --help`; of another, two imports, one after the other."""
+    seconds: dict[str, list[float]] = {"help": [], "transformers": [], "kdmcse_hf": []}
     for _ in range(rounds):
-        for name, command in commands.items():
-            start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            seconds[name].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "kdmcse_cli", "--help"], check=True, capture_output=True)
+        seconds["help"].append(time.perf_counter() - start)
+        done = subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True, text=True)
+        for name, taken in zip(("transformers", "kdmcse_hf"), done.stdout.split(), strict=True):
+            seconds[name].append(float(taken))
     return seconds
+
+
+_IMPORTS = """
+from time import perf_counter
+start = perf_counter()
+from transformers import AutoModel, PreTrainedModel
+between = perf_counter()
+import kdmcse_hf
+print(between - start, perf_counter() - between)
+"""
 
 
 def loss_memory(contender: str, batch: int) -> dict[str, float]:

@@ -18,7 +18,6 @@ from material import DEVICE, KDMCSE, MAX_LENGTH, Material, peak_mb, synchronize
 from processes import Process
 from transformers import TrainerCallback, logging, set_seed
 
-WARM_UP = 2
 PAIRS_A_STEP = 1500 / 125
 RATE = 3e-5
 
@@ -48,13 +47,20 @@ class Work:
     Attributes:
         kind: `"mixed"` (text and pairs), `"simcse"` (text) or `"guided"` (captions).
         encoder: `"student"` or `"base"`.
+        steps: all of them.
+        warm_up: how many of them are not counted.
     """
 
     kind: str
     encoder: str
     steps: int
+    warm_up: int
     batch: int
     contender: Contender
+
+    @property
+    def dev_pairs(self) -> int:
+        return round((self.steps - self.warm_up) * PAIRS_A_STEP)
 
 
 class Turns(TrainerCallback):
@@ -86,7 +92,7 @@ def textbook(material: Material, args: Work, connection: Connection) -> None:
 
     mixed = args.kind == "mixed"
     collate = Collator(material.encoder(args.encoder), MAX_LENGTH)
-    sentences, captions, dev = material.sentences, material.captions, material.dev(_dev_pairs(args.steps))
+    sentences, captions, dev = material.sentences, material.captions, material.dev(args.dev_pairs)
     cache = TeacherCache(material.folder / "cache")
     features = TeacherPairs(cache)
     widths = (cache.image_features.width, cache.caption_features.width) if mixed else (None, None)
@@ -169,7 +175,7 @@ def ours(material: Material, args: Work, connection: Connection) -> None:
             ),
             objective,
             train_dataset=TrainingData(text, pairs, objective.needs),
-            eval_dataset=material.dev(_dev_pairs(args.steps)),
+            eval_dataset=material.dev(args.dev_pairs),
             processing_class=tokenizer,
             callbacks=[turns],
         )
@@ -198,7 +204,7 @@ def sentence_transformers(material: Material, args: Work, connection: Connection
         loss = GISTEmbedLoss(model, guide=load(), temperature=0.05)
     else:
         loss = MultipleNegativesRankingLoss(model, scale=20)
-    dev = material.dev(_dev_pairs(args.steps))
+    dev = material.dev(args.dev_pairs)
     turns = Turns(connection)
     with tempfile.TemporaryDirectory() as folder:
         trainer = SentenceTransformerTrainer(
@@ -233,10 +239,6 @@ CONTENDERS: dict[str, Callable[[Material, Work, Connection], None]] = {
 }
 
 
-def _dev_pairs(steps: int) -> int:
-    return round((steps - WARM_UP) * PAIRS_A_STEP)
-
-
 def _compile(args: Work) -> dict[str, Any]:
     mode = args.contender.compile
     return {"torch_compile": True, "torch_compile_mode": mode} if mode else {}
@@ -257,7 +259,14 @@ class Run:
 
 
 def compare(
-    material: Material, contenders: Sequence[Contender], work: str, encoder: str, steps: int, batch: int = 64
+    material: Material,
+    contenders: Sequence[Contender],
+    work: str,
+    encoder: str,
+    steps: int,
+    *,
+    warm_up: int = 2,
+    batch: int = 64,
 ) -> list[Run]:
     """Runs contenders side by side.
 
@@ -267,7 +276,7 @@ def compare(
     children = []
     try:
         for contender in contenders:
-            children.append(Process(contend, material.folder, Work(work, encoder, steps, batch, contender)))
+            children.append(Process(contend, material.folder, Work(work, encoder, steps, warm_up, batch, contender)))
             children[-1].receive()  # its first step, so that no two start up at once
         turns: list[list[dict[str, float]]] = [[] for _ in contenders]
         for _ in range(steps):
@@ -279,7 +288,7 @@ def compare(
             child.end()
     runs = []
     for taken in turns:
-        seconds = [turn["seconds"] for turn in taken[WARM_UP - 1 :]]
+        seconds = [turn["seconds"] for turn in taken[warm_up - 1 :]]
         last = taken[-1]
         total = sum(seconds) + last["tokenising"] * (len(seconds) - 1)
         runs.append(Run(batch, seconds[:-1], total, last["peak_mb"]))
