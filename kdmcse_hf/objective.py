@@ -164,7 +164,7 @@ class PairEmbeddings:
         return PairEmbeddings(**mapped)
 
 
-_PAIRS_AT_ONCE = 2**22  # of anchor and candidate: each matrix of the loss takes 16 MB
+_PAIRS_AT_ONCE = 2**21  # of anchor and candidate: each matrix of the loss takes 8 MB
 
 
 @dataclass

@@ -35,6 +35,8 @@ class Pair:
 
 def spread(values: Sequence[float]) -> str:
     """The quartiles of single turns; of fewer than five, the least and the greatest."""
+    if len(values) == 1:
+        return "1 turn"
     if len(values) < 5:
         return f"{min(values):.2f} to {max(values):.2f}, {len(values)} turns"
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
