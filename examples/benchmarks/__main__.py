@@ -73,7 +73,7 @@ def mixed(material: Material) -> None:
 def base(material: Material) -> None:
     """The same with an encoder of BERT-base's size"""
     if DEVICE == "cpu":
-        _runs(material, "mixed", "base", 3, [TEXTBOOK, FP32, BF16], warm_up=1)
+        _runs(material, "mixed", "base", 3, [TEXTBOOK, FP32, BF16], warm_up=1, dev_pairs=48)
         return
     for batch in (64, 512):
         print(f"Batch {batch}; the second table is SimCSE.\n")

@@ -73,7 +73,7 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def prepare(folder: Path, kit: Path | None, rows: int = 10_000) -> Material:
+def prepare(folder: Path, kit: Path | None, rows: int = 10_000 if DEVICE == "cpu" else 40_000) -> Material:
     """Writes the material, of `rows` sentences and as many captions. What is there already is left alone."""
     if (folder / "base").exists():
         return Material(folder)

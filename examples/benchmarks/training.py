@@ -1,8 +1,9 @@
 """Whole training runs, side by side: every contender in a process of its own, taking turns step by step.
 
 On a machine whose speed changes from second to second, runs one after the other cannot be compared; steps that take
-turns can. A turn is what lies between the ends of two steps, reading and tokenising included; the last turn scores
-STS-B dev, at the rate of 1,500 pairs every 125 steps. Starting up and the first steps are left out.
+turns can. A turn is what lies between the ends of two steps, reading included. The last turn scores pairs of STS-B dev:
+it counts at the rate of 1,500 pairs every 125 steps, and tokenising beforehand at its rate a row. Starting up and the
+first steps are left out.
 """
 
 import tempfile
@@ -49,6 +50,7 @@ class Work:
         encoder: `"student"` or `"base"`.
         steps: all of them.
         warm_up: how many of them are not counted.
+        dev_pairs: how many are scored in the end.
     """
 
     kind: str
@@ -56,11 +58,8 @@ class Work:
     steps: int
     warm_up: int
     batch: int
+    dev_pairs: int
     contender: Contender
-
-    @property
-    def dev_pairs(self) -> int:
-        return round((self.steps - self.warm_up) * PAIRS_A_STEP)
 
 
 class Turns(TrainerCallback):
@@ -80,7 +79,7 @@ class Turns(TrainerCallback):
         self.hand_back()
 
     def finish(self, tokenising: float = 0.0) -> None:
-        """After the last turn. `tokenising`: seconds a step that were spent before the first."""
+        """After the last turn. `tokenising`: what it takes, in seconds a step."""
         self.hand_back(peak_mb=peak_mb(), tokenising=tokenising)
 
 
@@ -135,19 +134,19 @@ def ours(material: Material, args: Work, connection: Connection) -> None:
     objective = PRESETS["kdmcse_reference"] if mixed else KDMCSE if captions_only else PRESETS["simcse"]
     tokenizer = load_tokenizer(material.encoder(args.encoder))
     cache = TeacherCache(material.folder / "cache")
-    rows = args.steps * args.batch
     text = pairs = None
     start = time.perf_counter()
     if not captions_only:
-        text = tokenize(
-            datasets.Dataset.from_dict({"text": material.sentences[: rows // (1 + mixed)]}),
-            "text",
-            tokenizer,
-            MAX_LENGTH,
-        )
+        text = tokenize(datasets.Dataset.from_dict({"text": material.sentences}), "text", tokenizer, MAX_LENGTH)
     if mixed or captions_only:
-        pairs = CaptionPairs(TeacherPairs(cache, max_pairs=rows // (1 + mixed)), tokenizer, max_length=MAX_LENGTH)
-    tokenising = (time.perf_counter() - start) / args.steps
+        pairs = CaptionPairs(TeacherPairs(cache), tokenizer, max_length=MAX_LENGTH)
+    # Of all rows there are; what is trained on are no more than the other contenders have.
+    tokenising = (time.perf_counter() - start) / len(material.sentences) * args.batch / (1 + mixed)
+    rows = args.steps * args.batch // (1 + mixed)
+    if text is not None:
+        text = text.select(range(min(rows, len(text))))
+    if pairs is not None:
+        pairs = CaptionPairs(TeacherPairs(cache, max_pairs=rows), tokenizer, max_length=MAX_LENGTH)
     grounded = pairs is not None
     model = KDMCSEModel.from_encoder(
         material.encoder(args.encoder),
@@ -246,7 +245,7 @@ def _compile(args: Work) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """What one contender took: seconds of every turn but the first, of all, and the peak of its memory."""
+    """What one contender took: seconds of the counted steps, those with their share of the rest, and peak memory."""
 
     batch: int
     steps: list[float]
@@ -267,6 +266,7 @@ def compare(
     *,
     warm_up: int = 2,
     batch: int = 64,
+    dev_pairs: int = 600,
 ) -> list[Run]:
     """Runs contenders side by side.
 
@@ -276,7 +276,9 @@ def compare(
     children = []
     try:
         for contender in contenders:
-            children.append(Process(contend, material.folder, Work(work, encoder, steps, warm_up, batch, contender)))
+            children.append(
+                Process(contend, material.folder, Work(work, encoder, steps, warm_up, batch, dev_pairs, contender))
+            )
             children[-1].receive()  # its first step, so that no two start up at once
         turns: list[list[dict[str, float]]] = [[] for _ in contenders]
         for _ in range(steps):
@@ -288,10 +290,9 @@ def compare(
             child.end()
     runs = []
     for taken in turns:
-        seconds = [turn["seconds"] for turn in taken[warm_up - 1 :]]
-        last = taken[-1]
-        total = sum(seconds) + last["tokenising"] * (len(seconds) - 1)
-        runs.append(Run(batch, seconds[:-1], total, last["peak_mb"]))
+        counted, last = [turn["seconds"] for turn in taken[warm_up - 1 : -1]], taken[-1]
+        beside = last["tokenising"] + last["seconds"] * PAIRS_A_STEP / dev_pairs
+        runs.append(Run(batch, counted, sum(counted) + len(counted) * beside, last["peak_mb"]))
     return runs
 
 
