@@ -43,6 +43,9 @@ class Variant:
     distillation_weight: float = field(default=0.0, metadata={"help": "Weight of the teacher's soft labels."})
     distillation_source: SimilarityMap = field(default="text_text", metadata={"help": "Whose similarities those are."})
     distillation_temperature: float = field(default=0.05, metadata={"help": "Of the teacher's similarities."})
+    distillation_of: Literal["distribution", "ranking"] = field(
+        default="distribution", metadata={"help": "What of the teacher's similarities is taught: shares, or order."}
+    )
     dropped_positives: float = field(
         default=0.0, metadata={"help": "Share of a batch's pairs, least alike to the teacher, without grounding terms."}
     )
@@ -118,7 +121,8 @@ class VariantTrainer(KDMCSETrainer):
     ) -> ObjectiveOutput:
         if not weight:
             return result
-        soft = soft_labels(
+        loss = {"distribution": soft_labels, "ranking": soft_ranking}[self.variant.distillation_of]
+        soft = loss(
             cosine_matrix(anchors.text[:, 0], anchors.text[:, -1]) / objective.temperature,
             teacher_similarity(source, anchors, anchors) / self.variant.distillation_temperature,
         )
@@ -226,10 +230,28 @@ def soft_labels(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student, teacher: (B, B) logits, the positives on the diagonal, which is left out.
     """
-    own = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    rest = (len(student), len(student) - 1)
-    student, teacher = student[~own].view(rest), teacher[~own].view(rest).to(student.dtype)
+    student, teacher = _negatives(student), _negatives(teacher).to(student.dtype)
     return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean")
+
+
+def soft_ranking(student: Tensor, teacher: Tensor) -> Tensor:
+    """ListMLE: how unlikely the student finds the teacher's order of each row's negatives, drawn one after the other.
+
+    Mean over rows and draws.
+
+    Args:
+        student, teacher: (B, B) logits, the positives on the diagonal, which is left out.
+    """
+    student, teacher = _negatives(student), _negatives(teacher)
+    ordered = student.gather(1, teacher.argsort(dim=1, descending=True))
+    still_there = ordered.flip(1).logcumsumexp(1).flip(1)
+    return (still_there - ordered).mean()
+
+
+def _negatives(logits: Tensor) -> Tensor:
+    """(B, B - 1) without the diagonal."""
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return logits[~own].view(len(logits), len(logits) - 1)
 
 
 def _terms(objective: Objective, *names: str) -> Objective:

@@ -21,6 +21,7 @@ from kdmcse_hf.packing import pack_rows
 from kdmcse_hf.preflight import check_fit
 from kdmcse_hf.push import push_checkpoint, push_trained
 from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
+from kdmcse_hf.sharding import layers_to_shard, own_class
 from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
 from kdmcse_hf.training_args import KDMCSETrainingArguments
@@ -92,6 +93,15 @@ class KDMCSETrainer(Trainer):
                 f"One process sees {self.args.n_gpu} GPUs, which would split each batch and its negatives. Start one "
                 "process a GPU (`accelerate launch` or `torchrun --nproc_per_node`), or set CUDA_VISIBLE_DEVICES."
             )
+        if self.is_deepspeed_enabled and self.args.mini_batch_size is not None:
+            raise ValueError(
+                f"`mini_batch_size` is {self.args.mini_batch_size} under DeepSpeed, which steps its optimizer after "
+                "every backward pass, and a batch in parts has several. Leave `mini_batch_size` out, or use plain data "
+                "parallelism or FSDP2."
+            )
+        fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if fsdp is not None and fsdp.transformer_cls_names_to_wrap is None:
+            fsdp.transformer_cls_names_to_wrap = layers_to_shard(model)
         # The loss is a mean over a batch, whatever the forward signature says: Trainer divides it to accumulate.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
@@ -249,7 +259,8 @@ class KDMCSETrainer(Trainer):
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with own_class(self.accelerator.unwrap_model(self.model)):
+            super()._save(output_dir, state_dict)
         if not self.args.should_save:  # every process comes by
             return
         folder = output_dir or str(self.args.output_dir)

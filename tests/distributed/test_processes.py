@@ -1,14 +1,18 @@
 """Several processes on CPU (gloo) against one process with the whole batch."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from ranks import run_ranks
 from tiny import make_cache, make_sentences, make_tokenizer
+from transformers import AutoModel
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
@@ -70,6 +74,7 @@ def train(
     gather: bool = True,
     mini: int | None = None,
     resume: str | None = None,
+    optim: str = "sgd",
 ) -> dict:
     tokenizer = make_tokenizer()
     text = tokenize(Dataset.from_dict({"text": make_sentences(200, seed=9)}), "text", tokenizer, 32)
@@ -88,7 +93,7 @@ def train(
         save_steps=3,
         use_cpu=True,
         disable_tqdm=True,
-        optim="sgd",
+        optim=optim,
         learning_rate=0.05,
         gather_across_devices=gather,
         mini_batch_size=mini,
@@ -158,3 +163,77 @@ def test_without_gathering_each_process_has_its_own_negatives_only(encoder_folde
     gathered = run_ranks(train, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "a"), 4)[0]
     local = run_ranks(train, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "b"), 4, False)[0]
     assert local["text"][0] < gathered["text"][0]
+
+
+def train_sharded(*arguments: object, **named: object) -> dict:
+    """`train` under accelerate's FSDP2, which it applies to GPUs alone: these processes say that they are some."""
+    os.environ.update(
+        ACCELERATE_USE_FSDP="true",
+        FSDP_VERSION="2",
+        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
+        FSDP_RESHARD_AFTER_FORWARD="true",
+        FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
+    )
+    make = PartialState.__init__
+
+    def make_as_gpus(self: PartialState, *rest: object, **options: object) -> None:
+        make(self, *rest, **options)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = make_as_gpus
+    found = train(*arguments, **named)
+    found["weights"] = {name: weight.full_tensor() for name, weight in found["weights"].items()}
+    return found
+
+
+@pytest.mark.parametrize(("kind", "mini"), [("bert", None), ("roberta", 3)])
+def test_sharded_by_fsdp2_two_processes_train_as_one_and_leave_a_checkpoint_that_auto_model_opens(
+    kind: str, mini: int | None, encoder_folder, tmp_path: Path
+) -> None:
+    cache = make_cache(tmp_path / "cache")
+    encoder = str(encoder_folder(kind))
+    alone = train(encoder, str(cache.folder), str(tmp_path / "alone"), 8)
+    arguments = (encoder, str(cache.folder), str(tmp_path / "two"), 4, True, mini)
+    two = run_ranks(train_sharded, 2, tmp_path, *arguments)[0]
+    assert two["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    opened = AutoModel.from_pretrained(tmp_path / "two" / "checkpoint-6", trust_remote_code=True)
+    for name, weight in opened.named_parameters():
+        torch.testing.assert_close(weight, two["weights"][name], rtol=0, atol=0)
+        torch.testing.assert_close(weight, alone["weights"][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_sharded_run_goes_on_from_its_checkpoint(encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    arguments = (str(encoder_folder("bert")), str(cache.folder), str(tmp_path / "two"), 4, True, None)
+    whole = run_ranks(train_sharded, 2, tmp_path, *arguments, None, "adamw_torch")[0]
+    checkpoint = str(tmp_path / "two" / "checkpoint-3")
+    resumed = run_ranks(train_sharded, 2, tmp_path, *arguments, checkpoint, "adamw_torch")[0]
+    assert resumed["losses"][-3:] == pytest.approx(whole["losses"][-3:], rel=1e-5)
+    for name, weight in whole["weights"].items():
+        torch.testing.assert_close(resumed["weights"][name], weight, rtol=1e-5, atol=1e-6)
+
+
+def train_zero2(*arguments: object) -> dict:
+    """`train` under DeepSpeed's ZeRO-2, on the processor."""
+    os.environ.update(DS_ACCELERATOR="cpu", ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="2")
+    return train(*arguments)
+
+
+def test_under_zero_2_two_processes_train_as_one(encoder_folder, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    cache = make_cache(tmp_path / "cache")
+    encoder = str(encoder_folder("bert"))
+    alone = train(encoder, str(cache.folder), str(tmp_path / "alone"), 8)
+    two = run_ranks(train_zero2, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "two"), 4)[0]
+    assert two["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_under_zero_2_gradients_cannot_be_cached(encoder_folder, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    cache = make_cache(tmp_path / "cache")
+    arguments = (str(encoder_folder("bert")), str(cache.folder), str(tmp_path / "two"), 4, True, 3)
+    with pytest.raises(Exception, match="`mini_batch_size` is 3 under DeepSpeed"):
+        run_ranks(train_zero2, 2, tmp_path, *arguments)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.nn import functional as F
-from train_variants import Variant, VariantTrainer, soft_labels
+from train_variants import Variant, VariantTrainer, soft_labels, soft_ranking
 
 from kdmcse_hf.objective import PRESETS, Objective, PairEmbeddings, compute_objective
 
@@ -78,6 +78,27 @@ def test_soft_labels_are_the_divergence_from_the_teacher() -> None:
 
     row1, row2 = kl([9, math.log(3)], [9, 0]), kl([9, 0], [9, 0])
     assert soft_labels(student, teacher).item() == pytest.approx((row0 + row1 + row2) / 3, rel=1e-5)
+
+
+def test_soft_ranking_is_the_likelihood_of_drawing_negatives_in_the_teacher_s_order() -> None:
+    torch.manual_seed(1)
+    student, teacher = torch.randn(5, 5), torch.randn(5, 5)
+    expected = 0.0
+    for row in range(5):
+        left = sorted((column for column in range(5) if column != row), key=lambda column: -teacher[row, column])
+        while left:
+            chances = torch.tensor([student[row, column] for column in left]).softmax(0)
+            expected -= math.log(chances[0])
+            left = left[1:]
+    assert soft_ranking(student, teacher).item() == pytest.approx(expected / 20, rel=1e-5)
+
+
+def test_ranking_takes_the_place_of_the_teacher_s_shares() -> None:
+    rows = embeddings()
+    terms = trainer(distillation_weight=1.0, distillation_of="ranking")._score(rows).terms
+    student = F.cosine_similarity(rows.text[:, 0, None], rows.text[None, :, 1], dim=-1) / KDMCSE.temperature
+    expected = soft_ranking(student, rows.teacher_text @ rows.teacher_text.T)
+    torch.testing.assert_close(terms["distillation_loss"], expected)
 
 
 def test_the_pair_that_the_teacher_finds_least_alike_is_dropped_from_the_grounding_terms_only() -> None:
