@@ -76,14 +76,14 @@ def scores(found: Findings, rows: Sequence[str]) -> Figure | None:
         axes.plot(values, [place - 0.22] * len(values), "|", color="#6a6a6a", markersize=6)
         axes.plot([np.mean(values)], [place], "o", color="black", markersize=5)
     axes.set_yticks(range(len(rows)), [found.rows[row].label for row in reversed(rows)])
-    axes.set_xlabel("mean of the STS sets (Spearman x 100), with 95 % interval; ticks: seeds")
+    axes.set_xlabel("mean of the STS sets (Spearman x 100)\nlines: 95 % intervals; ticks: seeds")
     axes.grid(axis="x", color="#dddddd")
     return figure
 
 
 def dev_curves(found: Findings, rows: Sequence[str]) -> Figure | None:
     """STS-B dev by step: means over seeds, bars of one standard deviation; untrained rows as level lines."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(rows):
         label = found.rows[row].label
@@ -99,13 +99,13 @@ def dev_curves(found: Findings, rows: Sequence[str]) -> Figure | None:
         axes.errorbar(steps, means, yerr=spread, capsize=2, label=label, **_style(number))
     axes.set_xlabel("step")
     axes.set_ylabel("STS-B dev (Spearman x 100)")
-    _legend(axes, len(rows))
+    _legend(figure, axes)
     return figure
 
 
 def alignment_and_uniformity(found: Findings, rows: Sequence[str]) -> Figure | None:
-    """On STS-B dev along training, a point a checkpoint, means over seeds; the last point is labelled."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    """On STS-B dev along training, a point a checkpoint, means over seeds."""
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     drawn = False
     for number, row in enumerate(rows):
@@ -121,10 +121,11 @@ def alignment_and_uniformity(found: Findings, rows: Sequence[str]) -> Figure | N
         drawn = True
         x, y = [np.mean(v) for v in across], [np.mean(v) for v in down]
         axes.plot(x, y, label=found.rows[row].label, **style)
-        axes.annotate(str(steps[-1]), (x[-1], y[-1]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.plot(x[-1:], y[-1:], **{**style, "markersize": 8})
+    axes.set_title("a point a checkpoint, the last one large", fontsize=8)
     axes.set_xlabel("uniformity (lower is better)")
     axes.set_ylabel("alignment (lower is better)")
-    _legend(axes, len(rows))
+    _legend(figure, axes)
     return figure if drawn else None
 
 
@@ -170,7 +171,7 @@ def _name(record: dict[str, Any]) -> str:
     return f"{record['row']}-{record['seed']}"
 
 
-def _legend(axes: Axes, entries: int) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     axes.grid(color="#eeeeee")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, ncols=1 if entries < 9 else 2)
+        figure.legend(loc="outside right center", frameon=False, fontsize=8)
