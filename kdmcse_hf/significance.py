@@ -4,10 +4,11 @@ The pairs of all sets are drawn anew together, with replacement, as many as ther
 sets, as most of STS-B's test pairs do, is one pair: drawn, it is drawn in all of them. The same seed gives every model
 the same draws, so that two models are compared on the same pairs.
 
-Two methods, each trained with several seeds, differ by their pairs and by their seeds. Pairs are drawn as above, the
-same for all runs. Seeds are not drawn: of three runs a bootstrap knows only three, and its intervals are far too
-narrow. To each draw of the pairs are added 20 of what the seeds leave open: the standard error of the runs' mean times
-quantiles of Student's t, with Welch's degrees of freedom where two methods are compared.
+A method that is trained with several seeds varies with the pairs and with the seeds. Pairs are drawn as above, the same
+for all runs. Seeds are not drawn: of three runs a bootstrap knows only three, and its intervals are far too narrow. To
+each draw of the pairs are added 20 of what the seeds leave open: the standard error of the runs' mean times quantiles
+of Student's t. Two methods are compared seed by seed, for runs of one seed share what the methods share, batches above
+all: the "runs" are differences then.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,27 +153,40 @@ def interval_over_seeds(runs: Sequence[Resampled], *, confidence: float = 0.95, 
         ValueError: no runs, or runs with different numbers of draws.
     """
     value, drawn = _mean_run(runs)
-    return Interval(value, *_percentiles(_with_seeds(drawn, [runs], seed), confidence))
+    return Interval(value, *_percentiles(_with_seeds(drawn, runs, seed), confidence))
 
 
 def compare_over_seeds(
-    first: Sequence[Resampled], second: Sequence[Resampled], *, confidence: float = 0.95, seed: int = 0
+    first: Mapping[int, Resampled], second: Mapping[int, Resampled], *, confidence: float = 0.95, seed: int = 0
 ) -> Comparison:
-    """A test of two methods on one set, over pairs and seeds: the mean of the second's runs minus the first's.
+    """A paired test of two methods on one set, over pairs and seeds: the mean of the second's runs minus the first's.
 
     Args:
-        first, second: the runs of each method, one a seed, all resampled with the same seed. A single run is taken for
-            a model that was not trained (see [`interval_over_seeds`]): of a trained one, the interval is too narrow.
+        first, second: the runs of each method by seed, all resampled with the same seed. Seeds that only one of them
+            has are left out. A single run is taken for a model that was not trained, and compared with every run of the
+            other (see [`interval_over_seeds`]): of a trained one, the interval is too narrow.
         confidence, seed: as in [`interval_over_seeds`].
 
     Raises:
-        ValueError: as in [`interval_over_seeds`].
+        ValueError: fewer than two seeds in common, or as in [`interval_over_seeds`].
     """
-    (before, before_drawn), (after, after_drawn) = _mean_run(first), _mean_run(second)
-    if len(before_drawn) != len(after_drawn):
-        raise ValueError(f"The runs have {len(before_drawn)} and {len(after_drawn)} draws: expected as many.")
-    drawn = _with_seeds(after_drawn - before_drawn, [first, second], seed)
-    return _comparison(after - before, drawn, confidence)
+    if 1 in (len(first), len(second)):
+        pairs = [(before, after) for before in first.values() for after in second.values()]
+    else:
+        pairs = [(first[common], second[common]) for common in sorted(first.keys() & second.keys())]
+        if len(pairs) < 2:
+            raise ValueError(
+                f"The methods have the seeds {sorted(first)} and {sorted(second)}: expected at least two in common."
+            )
+    for before, after in pairs:
+        if len(before.drawn) != len(after.drawn):
+            raise ValueError(f"The runs have {len(before.drawn)} and {len(after.drawn)} draws: expected as many.")
+    differences = [
+        Resampled(after.value - before.value, np.asarray(after.drawn, np.float64) - before.drawn)
+        for before, after in pairs
+    ]
+    value, drawn = _mean_run(differences)
+    return _comparison(value, _with_seeds(drawn, differences, seed), confidence)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -197,16 +211,15 @@ def _mean_run(runs: Sequence[Resampled]) -> tuple[float, NDArray[np.float64]]:
     return float(np.mean([run.value for run in runs])), drawn
 
 
-def _with_seeds(drawn: NDArray[np.float64], methods: Sequence[Sequence[Resampled]], seed: int) -> NDArray[np.float64]:
-    """Draws of a mean, or of the difference of two, and what other seeds would add to them where that is known."""
-    repeated = [[run.value for run in runs] for runs in methods if len(runs) > 1]
-    squares = np.array([np.var(values, ddof=1) / len(values) for values in repeated])
-    if not squares.any():
+def _with_seeds(drawn: NDArray[np.float64], runs: Sequence[Resampled], seed: int) -> NDArray[np.float64]:
+    """Draws of the runs' mean, and what other seeds would add to them where that is known."""
+    values = [run.value for run in runs]
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    if error < 1e-9:  # equal runs, but for rounding
         return drawn
-    freedom = squares.sum() ** 2 / (squares**2 / [len(values) - 1 for values in repeated]).sum()
     # Quantiles, not draws: a thousand of those have tails that are neither alike nor those of Student's t.
     count = _SEED_DRAWS * len(drawn)
-    quantiles = student.ppf((np.arange(count) + 0.5) / count, freedom, scale=np.sqrt(squares.sum()))
+    quantiles = student.ppf((np.arange(count) + 0.5) / count, len(values) - 1, scale=error)
     noise = np.random.default_rng((seed, 6)).permutation(quantiles)
     with_noise: NDArray[np.float64] = np.repeat(drawn, _SEED_DRAWS) + noise
     return with_noise

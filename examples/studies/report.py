@@ -22,8 +22,10 @@ HOW = (
     'STS: Spearman x 100 over all pairs of a set (SentEval\'s "all", its lower-cased, tokenised text), weights in '
     "float32. Figures are means ± standard deviations over seeds. Intervals and p take in both the test pairs (1,000 "
     "resamples, the same for every run; a pair that stands in several sets is drawn in all of them) and the seeds "
-    "(Student's t); they say nothing of other sets or other data, and there are none of a single seed. Intervals stand "
-    "each for itself; what is called shown is so at the 5 % level after Holm's correction for the number of rows of "
+    "(Student's t); they say nothing of other sets or other data, and there are none of a single seed. A comparison is "
+    "made seed by seed, for runs of one seed share what their rows share, batches above all; its difference is the "
+    "mean over the seeds that both rows have. Intervals stand each for itself; what is called shown is so at the 5 % "
+    "level after Holm's correction for the number of rows of "
     "that table; a star says the same. Checkpoints are chosen by STS-B dev, most of whose pairs stand in the test sets "
     "of STS12 to STS16 as well, as everywhere in the field. Alignment and uniformity are over the whole of STS-B test."
 )

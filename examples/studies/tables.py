@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdmcse_hf.significance import (
+    Comparison,
     Interval,
     Resampled,
     compare_over_seeds,
@@ -94,10 +95,13 @@ class Findings:
                 found.append(value)
         return found
 
-    def resampled(self, row: str, measure: str) -> list[Resampled]:
-        """The runs of a row on an STS set, on `avg`, the sets' mean, or on a subset (`STS14/images`)."""
+    def resampled(self, row: str, measure: str) -> dict[int, Resampled]:
+        """By seed, a row on an STS set, on `avg`, the sets' mean, or on a subset (`STS14/images`)."""
         kind = "subsets" if "/" in measure else "sts"
-        return [Resampled(record[kind][measure], self._draws(record)[measure]) for record in self.records[row]]
+        return {
+            record["seed"]: Resampled(record[kind][measure], self._draws(record)[measure])
+            for record in self.records[row]
+        }
 
     def _draws(self, record: dict[str, Any]) -> Arrays:
         """The scores of one run on resampled pairs, by set and subset; kept, for they take seconds."""
@@ -135,9 +139,22 @@ class Findings:
 
     def interval(self, row: str) -> Interval | None:
         """Of the average over the sets; `None` where nothing is known of the seeds."""
-        return interval_over_seeds(self.resampled(row, "avg")) if self.enough(row) else None
+        return interval_over_seeds(list(self.resampled(row, "avg").values())) if self._enough(row) else None
 
-    def enough(self, row: str) -> bool:
+    def compare(self, pair: tuple[str, str], measure: str) -> Comparison | None:
+        """The second row minus the first, seed by seed; `None` where nothing is known of the seeds."""
+        trained = any(self.rows[row].train for row in pair)
+        if not all(map(self._enough, pair)) or (trained and self.seeds_in_common(pair) < 2):
+            return None
+        first, second = (self.resampled(row, measure) for row in pair)
+        return compare_over_seeds(first, second)
+
+    def seeds_in_common(self, pair: tuple[str, str]) -> int:
+        """How many differences a comparison is the mean of; a row that was not trained has no seeds of its own."""
+        seeds = [{record["seed"] for record in self.records[row]} for row in pair if self.rows[row].train]
+        return len(set.intersection(*seeds)) if seeds else 1
+
+    def _enough(self, row: str) -> bool:
         """Whether the row's runs say how far seeds matter: two do, or one that was not trained."""
         return len(self.records[row]) > (1 if self.rows[row].train else 0)
 
@@ -203,23 +220,22 @@ def comparisons_table(found: Findings) -> Table:
     """Each comparison: the second row's average minus the first's, its interval, and p before and after Holm."""
     comparisons = found.study.comparisons
     results = {
-        claim: compare_over_seeds(*(found.resampled(row, "avg") for row in pair))
-        for claim, pair in comparisons.items()
-        if all(map(found.enough, pair))
+        claim: result for claim, pair in comparisons.items() if (result := found.compare(pair, "avg")) is not None
     }
     adjusted = dict(zip(results, holm([result.p for result in results.values()]), strict=True))
     lines = []
     for claim, pair in comparisons.items():
         before, after = (found.rows[name].label for name in pair)
-        what = (claim, f"{after} − {before}", " / ".join(found.count(name) for name in reversed(pair)))
+        what = (claim, f"{after} − {before}")
         if (result := results.get(claim)) is None:
-            missing = "one seed" if all(found.records[name] for name in pair) else "not run"
-            lines.append((*what, "", "", "", "", missing))
+            missing = "too few seeds" if all(found.records[name] for name in pair) else "not run"
+            lines.append((*what, "", "", "", "", "", missing))
             continue
         shown = "not shown" if adjusted[claim] >= 0.05 else "yes" if result.difference > 0 else "the contrary"
         lines.append(
             (
                 *what,
+                str(found.seeds_in_common(pair)),
                 f"{result.difference:+.2f}",
                 f"{result.low:+.2f} to {result.high:+.2f}",
                 f"{result.p:.4f}",
@@ -244,10 +260,7 @@ def subset_gains_table(found: Findings, claims: Sequence[str]) -> Table:
         name for pair in pairs for row in pair for record in found.records[row] for name in record["subsets"]
     )
     results = {
-        (name, pair): compare_over_seeds(*(found.resampled(row, name) for row in pair))
-        for name in names
-        for pair in pairs
-        if all(map(found.enough, pair))
+        (name, pair): result for name in names for pair in pairs if (result := found.compare(pair, name)) is not None
     }
     adjusted = dict(zip(results, holm([result.p for result in results.values()]), strict=True))
 

@@ -2,7 +2,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from scipy.stats import norm, spearmanr, t, ttest_1samp, ttest_ind
+from scipy.stats import norm, spearmanr, t, ttest_1samp, ttest_rel
 
 from kdmcse_hf.significance import (
     Comparison,
@@ -80,7 +80,7 @@ def test_which_of_two_methods_is_named_first_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     drawn = rng.normal(size=1000) * 0.1
     for _ in range(50):
-        first, second = ([Resampled(value, value + drawn) for value in rng.normal(size=3)] for _ in range(2))
+        first, second = (dict(enumerate(Resampled(v, v + drawn) for v in rng.normal(size=3))) for _ in range(2))
         there, back = compare_over_seeds(first, second), compare_over_seeds(second, first)
         assert (there.low, there.high) == pytest.approx((-back.high, -back.low), rel=0.02, abs=0.02)
         assert there.p == pytest.approx(back.p, rel=0.02, abs=0.001)
@@ -173,6 +173,10 @@ def certain(*values: float, draws: int = 20_000) -> list[Resampled]:
     return [Resampled(value, np.full(draws, value)) for value in values]
 
 
+def by_seed(*values: float, draws: int = 20_000) -> dict[int, Resampled]:
+    return dict(enumerate(certain(*values, draws=draws)))
+
+
 def test_where_only_seeds_differ_the_interval_is_student_s() -> None:
     values = [70.1, 69.2, 70.9, 68.8]
     found = interval_over_seeds(certain(*values))
@@ -181,14 +185,30 @@ def test_where_only_seeds_differ_the_interval_is_student_s() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.1)
 
 
-def test_where_only_seeds_differ_the_comparison_is_welch_s() -> None:
-    first, second = [70.1, 69.2, 70.9, 68.8, 69.9], [70.6, 71.9, 70.8]
-    found = compare_over_seeds(certain(*first), certain(*second))
-    expected = ttest_ind(second, first, equal_var=False)
+def test_where_only_seeds_differ_the_comparison_is_the_paired_t_test_of_those_that_both_have() -> None:
+    first, second = [70.1, 69.2, 70.9, 68.8, 69.9], [70.6, 69.9, 70.8]
+    found = compare_over_seeds(by_seed(*first), {4: certain(99.0)[0], **by_seed(*second)} | {9: certain(0.0)[0]})
+    second = [*second, 99.0]
+    expected = ttest_rel(second, [70.1, 69.2, 70.9, 69.9])
     interval = expected.confidence_interval(0.95)
-    assert found.difference == pytest.approx(np.mean(second) - np.mean(first))
+    assert found.difference == pytest.approx(np.mean(second) - np.mean([70.1, 69.2, 70.9, 69.9]))
     assert found.p == pytest.approx(expected.pvalue, rel=0.1)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.1)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=0.02)
+
+
+def test_what_both_methods_owe_to_a_seed_is_no_uncertainty_of_their_difference() -> None:
+    first = by_seed(70.0, 68.0, 72.0)
+    second = {seed: Resampled(run.value + 0.3, run.drawn + 0.3) for seed, run in first.items()}
+    found = compare_over_seeds(first, second)
+    assert (found.difference, found.low, found.high) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def test_an_untrained_model_is_compared_with_every_run() -> None:
+    values = [70.1, 69.2, 70.9]
+    found = compare_over_seeds(by_seed(60.0), by_seed(*values))
+    interval = ttest_1samp(values, 60).confidence_interval(0.95)
+    assert found.difference == pytest.approx(np.mean(values) - 60)
+    assert (found.low, found.high) == pytest.approx((interval.low - 60, interval.high - 60), abs=0.1)
 
 
 def test_where_only_pairs_differ_the_comparison_is_the_paired_bootstrap() -> None:
@@ -197,7 +217,7 @@ def test_where_only_pairs_differ_the_comparison_is_the_paired_bootstrap() -> Non
     runs = [resample_spearman(sets, resamples=60, seed=2) for sets in (first, second)]
     for name, expected in compare_spearman(first, second, resamples=60, seed=2).items():
         for copies in (1, 3):
-            found = compare_over_seeds([runs[0][name]] * copies, [runs[1][name]])
+            found = compare_over_seeds(dict.fromkeys(range(copies), runs[0][name]), {0: runs[1][name]})
             assert astuple(found) == pytest.approx(astuple(expected))
 
 
@@ -215,7 +235,7 @@ def test_three_seeds_of_two_equal_methods_are_called_different_as_rarely_as_prom
     rng = np.random.default_rng(1)
     p = []
     for _ in range(300):
-        first, second = (certain(*rng.normal(size=3), draws=400) for _ in range(2))
+        first, second = (by_seed(*rng.normal(size=3), draws=400) for _ in range(2))
         p.append(compare_over_seeds(first, second).p)
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.08
 
@@ -226,4 +246,6 @@ def test_runs_that_were_not_drawn_alike_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2 runs with \[3, 4\] draws"):
         interval_over_seeds([*certain(1.0, draws=3), *certain(1.0, draws=4)])
     with pytest.raises(ValueError, match="have 3 and 4 draws"):
-        compare_over_seeds(certain(1.0, draws=3), certain(1.0, draws=4))
+        compare_over_seeds(by_seed(1.0, draws=3), by_seed(1.0, draws=4))
+    with pytest.raises(ValueError, match=r"seeds \[0, 1\] and \[1, 2\]: expected at least two in common"):
+        compare_over_seeds(by_seed(1.0, 2.0), {1: certain(1.0)[0], 2: certain(2.0)[0]})
