@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -51,6 +52,17 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
             continue
         return str(folder)
     return None
+
+
+def check_same_everywhere(checkpoint: str | bool | None) -> None:
+    """Raises a `ValueError` if processes would go on from different checkpoints, as they do without a shared disk."""
+    found = dict.fromkeys(gather_object([checkpoint or "none"]))
+    if len(found) > 1:
+        raise ValueError(
+            f"Processes would go on from different checkpoints: {', '.join(map(str, found))}. All of them need to see "
+            "the same `output_dir`, on a shared disk, or each machine needs its own whole checkpoints "
+            "(`--save_on_each_node true`)."
+        )
 
 
 def save_description(folder: str | os.PathLike[str], description: dict[str, Any]) -> None:

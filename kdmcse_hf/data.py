@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from kdmcse_hf.schedule import Schedule, derive_interval
 from kdmcse_hf.teacher.pairs import TeacherPairs
+from kdmcse_hf.training_args import KDMCSETrainingArguments
 
 
 def read_sentences(path: str | Path) -> datasets.Dataset:
@@ -206,3 +208,19 @@ class ContrastiveCollator:
         for name in rows[0].keys() - {"input_ids"}:
             batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
         return batch
+
+
+def schedule_of(args: KDMCSETrainingArguments, data: TrainingData) -> Schedule:
+    """The schedule that the arguments ask for, over this data."""
+    batch_size = args.per_device_train_batch_size * args.world_size
+    interval = args.pair_every_n_steps
+    if args.schedule == "interval" and interval is None and data.num_text and data.num_pairs:
+        interval = derive_interval(data.num_text, data.num_pairs, batch_size)
+    return Schedule(
+        data.num_text,
+        data.num_pairs,
+        batch_size,
+        interval,
+        args.seed if args.data_seed is None else args.data_seed,
+        image_of_pair=data.pairs.teacher.image_rows if data.pairs and args.avoid_same_image else None,
+    )

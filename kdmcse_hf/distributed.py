@@ -35,8 +35,10 @@ def gather_rows(rows: Tensor) -> Tensor:
 
     Gradients flow back to the process a row came from. With every process's loss the mean over its own anchors and
     gradients averaged over processes (DDP), the result is the gradient of one process with the whole batch: no
-    factor of the world size belongs anywhere.
+    factor of the world size belongs anywhere. Half precision becomes float32, for gradients are added up here.
     """
+    if rows.is_floating_point():
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered
 

@@ -438,7 +438,7 @@ def embed_sentences(
     return vectors
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, whose tensors FSDP2 would keep for the training steps that follow
 def _embed(model: PreTrainedModel, batch: Any, pooling: str | None) -> Tensor:
     output = model(**batch)
     if pooling is None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 Kind = Literal["text", "pair"]
 
@@ -228,3 +229,14 @@ class ScheduledBatchSampler(Sampler[list[int]]):
             offset = self.schedule.num_text if kind == "pair" else 0
             for process in range(self.num_processes):
                 yield (rows[process * self.batch_size : (process + 1) * self.batch_size] + offset).tolist()
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the sampler which epoch begins; accelerate does not reach a wrapped batch sampler when a run resumes."""
+
+    def __init__(self, sampler: ScheduledBatchSampler, accumulation_steps: int) -> None:
+        self.sampler = sampler
+        self.steps_per_epoch = max(1, -(-sampler.schedule.steps_per_epoch // accumulation_steps))
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.sampler.epoch = state.global_step // self.steps_per_epoch

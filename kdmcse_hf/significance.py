@@ -7,8 +7,7 @@ the same draws, so that two models are compared on the same pairs.
 A method that is trained with several seeds varies with the pairs and with the seeds. Pairs are drawn as above, the same
 for all runs. Seeds are not drawn: of three runs a bootstrap knows only three, and its intervals are far too narrow. To
 each draw of the pairs are added 20 of what the seeds leave open: the standard error of the runs' mean times quantiles
-of Student's t. Two methods are compared seed by seed, for runs of one seed share what the methods share, batches above
-all: the "runs" are differences then.
+of Student's t. Two methods are compared seed by seed: runs of one seed share batches, and more where methods are near.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,21 +169,14 @@ def compare_over_seeds(
     Raises:
         ValueError: fewer than two seeds in common, or as in [`interval_over_seeds`].
     """
-    if 1 in (len(first), len(second)):
-        pairs = [(before, after) for before in first.values() for after in second.values()]
-    else:
-        pairs = [(first[common], second[common]) for common in sorted(first.keys() & second.keys())]
-        if len(pairs) < 2:
-            raise ValueError(
-                f"The methods have the seeds {sorted(first)} and {sorted(second)}: expected at least two in common."
-            )
-    for before, after in pairs:
-        if len(before.drawn) != len(after.drawn):
-            raise ValueError(f"The runs have {len(before.drawn)} and {len(after.drawn)} draws: expected as many.")
-    differences = [
-        Resampled(after.value - before.value, np.asarray(after.drawn, np.float64) - before.drawn)
-        for before, after in pairs
-    ]
+    _mean_run([*first.values(), *second.values()])  # refuses runs that were not drawn alike
+    untrained = 1 in (len(first), len(second))
+    pairs = [(a, b) for seed_a, a in first.items() for seed_b, b in second.items() if untrained or seed_a == seed_b]
+    if len(pairs) < 2 and not untrained:
+        raise ValueError(
+            f"The methods have the seeds {sorted(first)} and {sorted(second)}: expected at least two in common."
+        )
+    differences = [Resampled(b.value - a.value, np.asarray(b.drawn, np.float64) - a.drawn) for a, b in pairs]
     value, drawn = _mean_run(differences)
     return _comparison(value, _with_seeds(drawn, differences, seed), confidence)
 

@@ -3,14 +3,23 @@
 import dataclasses
 from typing import Any, cast
 
+import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from kdmcse_hf.checkpoint import check_same_run, last_complete_checkpoint, save_description, save_record
-from kdmcse_hf.data import ContrastiveCollator, TrainingData
+from kdmcse_hf.checkpoint import (
+    check_same_everywhere,
+    check_same_run,
+    last_complete_checkpoint,
+    save_description,
+    save_record,
+)
+from kdmcse_hf.data import ContrastiveCollator, TrainingData, schedule_of
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.dropout import speed_up_dropout
 from kdmcse_hf.embedding import SentenceEncoder
@@ -20,8 +29,8 @@ from kdmcse_hf.objective import Objective, ObjectiveOutput, PairEmbeddings, comp
 from kdmcse_hf.packing import pack_rows
 from kdmcse_hf.preflight import check_fit
 from kdmcse_hf.push import push_checkpoint, push_trained
-from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, derive_interval
-from kdmcse_hf.sharding import layers_to_shard, own_class
+from kdmcse_hf.schedule import ScheduledBatchSampler, SetEpoch
+from kdmcse_hf.sharding import first_non_finite, own_class, set_up_sharding
 from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
 from kdmcse_hf.training_args import KDMCSETrainingArguments
@@ -93,20 +102,12 @@ class KDMCSETrainer(Trainer):
                 f"One process sees {self.args.n_gpu} GPUs, which would split each batch and its negatives. Start one "
                 "process a GPU (`accelerate launch` or `torchrun --nproc_per_node`), or set CUDA_VISIBLE_DEVICES."
             )
-        if self.is_deepspeed_enabled and self.args.mini_batch_size is not None:
-            raise ValueError(
-                f"`mini_batch_size` is {self.args.mini_batch_size} under DeepSpeed, which steps its optimizer after "
-                "every backward pass, and a batch in parts has several. Leave `mini_batch_size` out, or use plain data "
-                "parallelism or FSDP2."
-            )
-        fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if fsdp is not None and fsdp.transformer_cls_names_to_wrap is None:
-            fsdp.transformer_cls_names_to_wrap = layers_to_shard(model)
+        set_up_sharding(self.accelerator.state, model, self.args.mini_batch_size)
         # The loss is a mean over a batch, whatever the forward signature says: Trainer divides it to accumulate.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.can_return_loss = True
-        self.sampler = ScheduledBatchSampler(_schedule(args, train_dataset), args.world_size)
+        self.sampler = ScheduledBatchSampler(schedule_of(args, train_dataset), args.world_size)
         negatives_of = args.world_size if args.gather_across_devices else 1
         if negatives_of * args.per_device_train_batch_size < 2:
             raise ValueError("A batch of one sentence has no negatives: raise `per_device_train_batch_size`.")
@@ -129,9 +130,12 @@ class KDMCSETrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
+        check_same_everywhere(resume_from_checkpoint)
         if resume_from_checkpoint:
             data = data_record(cast(TrainingData, self.train_dataset))
             check_same_run(resume_from_checkpoint, {**self._description(), **data})
+        if self.args.world_size > 1:
+            torch.manual_seed(self.args.seed + self.args.process_index)  # each draws its own dropout
         self.term_log, self._best_step = TermLog(), None
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._raise_if_not_finite()
@@ -236,6 +240,10 @@ class KDMCSETrainer(Trainer):
         )
         with self.accelerator.autocast():
             scores = score_pairs(encoder, pairs)
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # the best checkpoint may be loaded next, and goes into shards
+        if self.args.world_size > 1:  # processes that round otherwise would take other checkpoints for the best
+            scores = broadcast_object_list([scores])[0]
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -284,12 +292,11 @@ class KDMCSETrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A checkpoint with NaN in it must never push a good one out.
         self._raise_if_not_finite()
-        for name, parameter in model.named_parameters():
-            if not parameter.isfinite().all():
-                raise NonFiniteError(
-                    f"After step {self.state.global_step} the parameter {name} is NaN or infinite; training stops and "
-                    f"this step is not saved. {self._last_good()} Lower the learning rate."
-                )
+        if name := first_non_finite(model, self.accelerator):
+            raise NonFiniteError(
+                f"After step {self.state.global_step} the parameter {name} is NaN or infinite; training stops and this "
+                f"step is not saved. {self._last_good()} Lower the learning rate."
+            )
         super()._save_checkpoint(model, trial)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
@@ -302,29 +309,3 @@ class KDMCSETrainer(Trainer):
     def _last_good(self) -> str:
         checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         return f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
-
-
-class SetEpoch(TrainerCallback):
-    """Tells the sampler which epoch begins; accelerate does not reach a wrapped batch sampler when a run resumes."""
-
-    def __init__(self, sampler: ScheduledBatchSampler, accumulation_steps: int) -> None:
-        self.sampler = sampler
-        self.steps_per_epoch = max(1, -(-sampler.schedule.steps_per_epoch // accumulation_steps))
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.sampler.epoch = state.global_step // self.steps_per_epoch
-
-
-def _schedule(args: KDMCSETrainingArguments, data: TrainingData) -> Schedule:
-    batch_size = args.per_device_train_batch_size * args.world_size
-    interval = args.pair_every_n_steps
-    if args.schedule == "interval" and interval is None and data.num_text and data.num_pairs:
-        interval = derive_interval(data.num_text, data.num_pairs, batch_size)
-    return Schedule(
-        data.num_text,
-        data.num_pairs,
-        batch_size,
-        interval,
-        args.seed if args.data_seed is None else args.data_seed,
-        image_of_pair=data.pairs.teacher.image_rows if data.pairs and args.avoid_same_image else None,
-    )

@@ -19,6 +19,7 @@ from kdmcse_hf.golden import cpu_name
 from kdmcse_hf.modeling_kdmcse import KDMCSEModel
 from kdmcse_hf.training_args import KDMCSETrainingArguments
 
+_PRECISIONS = {"bf16": "bfloat16, mixed", "fp16": "float16, mixed"}
 _SETTINGS = (
     *("gradient_accumulation_steps", "mini_batch_size", "learning_rate", "warmup_steps", "weight_decay"),
     *("max_grad_norm", "gather_across_devices", "seed"),
@@ -50,7 +51,7 @@ def training_record(
             "rows_per_step": args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
             **{name: getattr(args, name) for name in _SETTINGS},
             "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-            "precision": "bfloat16, mixed" if args.bf16 else "float16, mixed" if args.fp16 else "float32",
+            "precision": _PRECISIONS.get(args.mixed_precision, "float32"),  # a flag, or accelerate's environment
         },
         "dev": dev_score(state.log_history, step, dev_pairs),
         "rates": mean_rates(state.log_history, step),

@@ -19,11 +19,10 @@ from kdmcse_hf.losses import cosine_matrix, info_nce
 from kdmcse_hf.modeling_kdmcse import KDMCSEModel
 from kdmcse_hf.packing import pack_rows
 from kdmcse_hf.retrieval import retrieve
-from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler
+from kdmcse_hf.schedule import Schedule, ScheduledBatchSampler, SetEpoch
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.teacher.towers import Towers
-from kdmcse_hf.trainer import SetEpoch
 
 _FIRST_TEMPERATURE, _LEAST_TEMPERATURE = 0.07, 0.01  # CLIP's
 

@@ -7,17 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from ranks import run_ranks
-from tiny import make_cache, make_sentences, make_tokenizer
+from tiny import make_cache, make_sentences, make_tokenizer, write_sts
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.distributed import gather_rows
 from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
+from kdmcse_hf.sharding import first_non_finite
+from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.pairs import TeacherPairs
 
@@ -66,6 +69,17 @@ def test_gathered_gradients_are_those_of_one_process_with_the_whole_batch(world:
         torch.testing.assert_close(torch.cat([rank[place] for rank in ranks]), leaf.grad, rtol=1e-9, atol=1e-12)
 
 
+_SCORED = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "eval_on_start": True,
+    "save_strategy": "best",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_spearman",
+    "greater_is_better": True,
+}
+
+
 def train(
     encoder: str,
     cache: str,
@@ -75,6 +89,7 @@ def train(
     mini: int | None = None,
     resume: str | None = None,
     optim: str = "sgd",
+    sts: str | None = None,
 ) -> dict:
     tokenizer = make_tokenizer()
     text = tokenize(Dataset.from_dict({"text": make_sentences(200, seed=9)}), "text", tokenizer, 32)
@@ -94,12 +109,14 @@ def train(
         use_cpu=True,
         disable_tqdm=True,
         optim=optim,
+        **({} if sts is None else _SCORED),
         learning_rate=0.05,
         gather_across_devices=gather,
         mini_batch_size=mini,
     )
     kinds: list[bool] = []
-    trainer = KDMCSETrainer(model, args, KDMCSE, data, processing_class=tokenizer)
+    dev = None if sts is None else load_sts(sts, "STSB", "dev")
+    trainer = KDMCSETrainer(model, args, KDMCSE, data, dev, processing_class=tokenizer)
     compute = trainer.compute_loss
 
     def watched(model: torch.nn.Module, inputs: dict, *rest: object, **named: object) -> object:
@@ -110,6 +127,8 @@ def train(
     trainer.train(resume)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
+        "next random number": torch.rand(1).item(),
+        "scores": [entry["eval_spearman"] for entry in trainer.state.log_history if "eval_spearman" in entry],
         "kinds": kinds,
         "losses": [entry["loss"] for entry in logs],
         "text": [entry["text_loss"] for entry in logs],
@@ -123,6 +142,7 @@ def test_two_processes_train_as_one_with_their_batch(encoder_folder, tmp_path: P
     encoder = str(encoder_folder("bert"))
     alone = train(encoder, str(cache.folder), str(tmp_path / "alone"), 8)
     ranks = run_ranks(train, 2, tmp_path, encoder, str(cache.folder), str(tmp_path / "two"), 4)
+    assert ranks[0]["next random number"] != ranks[1]["next random number"]  # nor the same dropout
     assert ranks[0]["kinds"] == ranks[1]["kinds"] == alone["kinds"] == [True, False] * 3
     for name in ("losses", "text", "rates"):
         assert ranks[0][name] == pytest.approx(alone[name], rel=1e-4), name
@@ -214,6 +234,33 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(encoder_folder, tmp_path: Pat
         torch.testing.assert_close(resumed["weights"][name], weight, rtol=1e-5, atol=1e-6)
 
 
+def test_a_sharded_run_is_scored_from_the_start_and_ends_with_its_best_weights(encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    encoder, sts = str(encoder_folder("bert")), str(write_sts(tmp_path / "sts", make_sentences(60)))
+    rest = (True, None, None, "sgd", sts)
+    alone = train(encoder, str(cache.folder), str(tmp_path / "alone"), 8, *rest)
+    arguments = (encoder, str(cache.folder), str(tmp_path / "two"), 4, *rest)
+    first, second = run_ranks(train_sharded, 2, tmp_path, *arguments)
+    assert first["scores"] == second["scores"] == pytest.approx(alone["scores"], abs=0.05)
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-3, atol=1e-5)
+
+
+def first_bad(rank_of_nan: int) -> str | None:
+    state = PartialState(cpu=True)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    fully_shard(model)
+    if state.process_index == rank_of_nan:
+        with torch.no_grad():
+            model[1].weight.to_local()[0, 0] = float("nan")
+    return first_non_finite(model, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_all_processes_know_of_a_nan_in_the_part_of_one(rank: int, tmp_path: Path) -> None:
+    assert run_ranks(first_bad, 2, tmp_path, rank) == [None if rank == 2 else "1.weight"] * 2
+
+
 def train_zero2(*arguments: object) -> dict:
     """`train` under DeepSpeed's ZeRO-2, on the processor."""
     os.environ.update(DS_ACCELERATOR="cpu", ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="2")
@@ -237,3 +284,17 @@ def test_under_zero_2_gradients_cannot_be_cached(encoder_folder, tmp_path: Path)
     arguments = (str(encoder_folder("bert")), str(cache.folder), str(tmp_path / "two"), 4, True, 3)
     with pytest.raises(Exception, match="`mini_batch_size` is 3 under DeepSpeed"):
         run_ranks(train_zero2, 2, tmp_path, *arguments)
+
+
+def train_from_elsewhere(encoder: str, cache: str, folder: str) -> None:
+    """Rank 1 finds no checkpoint, as on a machine with a disk of its own."""
+    mine = folder if os.environ["RANK"] == "0" else f"{folder}-of-another-machine"
+    train(encoder, cache, mine, 4, True, None, True)
+
+
+def test_processes_that_would_go_on_from_different_checkpoints_stop(encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    arguments = (str(encoder_folder("bert")), str(cache.folder), str(tmp_path / "two"))
+    run_ranks(train, 2, tmp_path, *arguments, 4)
+    with pytest.raises(Exception, match=r"different checkpoints: .*checkpoint-6, none"):
+        run_ranks(train_from_elsewhere, 2, tmp_path, *arguments)

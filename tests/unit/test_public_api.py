@@ -66,6 +66,7 @@ def test_modules_depend_in_one_direction_only() -> None:
             "losses",
             "metrics",
             "schedule",
+            "sharding",
             "significance",
             "teacher.text",
             "term_log",

@@ -284,6 +284,15 @@ def test_half_precision_on_a_gpu_follows_float32(precision: str, bert: Path, tmp
     np.testing.assert_allclose(curves[1], curves[0], rtol=0.05)
 
 
+def test_the_record_knows_of_a_precision_that_accelerate_s_configuration_asked_for(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    make_trainer(tmp_path, bert).save_model(str(tmp_path / "saved"))
+    record = json.loads((tmp_path / "saved" / "training_record.json").read_text())
+    assert record["settings"]["precision"] == "bfloat16, mixed"
+
+
 def test_a_step_under_fp16_autocast_has_finite_gradients(bert: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, bert)
     first_pair = trainer.train_dataset.num_text
