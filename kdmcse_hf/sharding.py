@@ -31,10 +31,9 @@ def set_up_sharding(state: AcceleratorState, model: nn.Module, mini_batch_size: 
     plugin = getattr(state, "fsdp_plugin", None)
     if plugin is None:
         return
-    if getattr(plugin, "fsdp_version", 1) != 2:
+    if plugin.fsdp_version != 2:
         raise ValueError(
-            "FSDP 1 was asked for: expected `fsdp_version: 2` in the configuration of accelerate, and an accelerate "
-            "that knows it (1.6 or newer)."
+            f"FSDP {plugin.fsdp_version} was asked for: expected `fsdp_version: 2` in the configuration of accelerate."
         )
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = layers_to_shard(model)

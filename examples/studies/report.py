@@ -25,9 +25,9 @@ HOW = (
     "(Student's t); they say nothing of other sets or other data, and there are none of a single seed. A comparison is "
     "made seed by seed, for runs of one seed share what their rows share, batches above all; its difference is the "
     "mean over the seeds that both rows have. Intervals stand each for itself; what is called shown is so at the 5 % "
-    "level after Holm's correction for the number of rows of "
-    "that table; a star says the same. Checkpoints are chosen by STS-B dev, most of whose pairs stand in the test sets "
-    "of STS12 to STS16 as well, as everywhere in the field. Alignment and uniformity are over the whole of STS-B test."
+    "level after Holm's correction for the number of rows of that table; a star says the same. Checkpoints are chosen "
+    "by STS-B dev, most of whose pairs stand in the test sets of STS12 to STS16 as well, as everywhere in the field. "
+    "Alignment and uniformity are over the whole of STS-B test."
 )
 
 

@@ -44,6 +44,15 @@ def embeddings() -> tuple[PairEmbeddings, list[torch.Tensor]]:
 REFERENCE = dataclasses.replace(PRESETS["kdmcse"], image_threshold="cosine:0.3", caption_threshold="cosine:0.3")
 
 
+def gathered_dtypes() -> list[torch.dtype]:
+    dist.init_process_group("gloo")
+    return [gather_rows(torch.ones(2, 3).to(dtype)).dtype for dtype in (torch.bfloat16, torch.float64, torch.int64)]
+
+
+def test_half_precision_is_gathered_in_float32(tmp_path: Path) -> None:
+    assert run_ranks(gathered_dtypes, 2, tmp_path)[1] == [torch.float32, torch.float64, torch.int64]
+
+
 def local_gradients() -> list[torch.Tensor]:
     """This rank's gradients of its own rows, as DDP would average them."""
     dist.init_process_group("gloo")
@@ -244,6 +253,19 @@ def test_a_sharded_run_is_scored_from_the_start_and_ends_with_its_best_weights(e
     assert first["scores"] == second["scores"] == pytest.approx(alone["scores"], abs=0.05)
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(first["weights"][name], weight, rtol=1e-3, atol=1e-5)
+
+
+def train_on_a_dev_set_of_its_own(encoder: str, cache: str, folder: str, sts: str) -> dict:
+    return train(encoder, cache, folder, 4, True, None, None, "sgd", f"{sts}{os.environ['RANK']}")
+
+
+def test_all_processes_go_by_the_score_of_the_first(encoder_folder, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache")
+    for rank in (0, 1):
+        write_sts(tmp_path / f"sts{rank}", make_sentences(60), seed=rank)
+    arguments = (str(encoder_folder("bert")), str(cache.folder), str(tmp_path / "two"), str(tmp_path / "sts"))
+    first, second = run_ranks(train_on_a_dev_set_of_its_own, 2, tmp_path, *arguments)
+    assert first["scores"] == second["scores"]
 
 
 def first_bad(rank_of_nan: int) -> str | None:
