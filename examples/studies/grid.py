@@ -30,7 +30,8 @@ class Row:
         seeds: one run each.
         train: `False` scores the encoder as it is.
         keep: whether the weights are kept.
-        best_of: names of other rows; this one is that of them whose mean on STS-B dev is highest, and is not run.
+        best_of: names of other rows; this one is that of them whose mean on STS-B dev, over the seeds that they share,
+            is highest, and is not run.
     """
 
     name: str

@@ -78,11 +78,21 @@ class Findings:
                 self.records[name].append(record)
         for name, row in study.rows.items():
             if done := [candidate for candidate in row.best_of if self.records[candidate]]:
-                best = max(done, key=lambda candidate: np.mean(self.values(candidate, "stsb", "dev", "spearman")))
+                best = self._best(done)
                 partly = "" if len(done) == len(row.best_of) else f", of {len(done)} of {len(row.best_of)}"
                 chosen = study.rows[best]
                 self.rows[name] = dataclasses.replace(chosen, label=f"{row.label} ({chosen.label}{partly})")
                 self.records[name] = self.records[best]
+
+    def _best(self, rows: Sequence[str]) -> str:
+        """Highest on STS-B dev over the seeds that all of these have: seeds differ by more than rows do."""
+        seeds = set.intersection(*({record["seed"] for record in self.records[row]} for row in rows))
+
+        def dev(row: str) -> float:
+            records = [record for record in self.records[row] if record["seed"] in seeds] or self.records[row]
+            return float(np.mean([record["stsb"]["dev"]["spearman"] for record in records]))
+
+        return max(rows, key=dev)
 
     def values(self, row: str, *path: str) -> list[float]:
         """A measure of each run of a row that has it, such as `values("kdmcse", "sts", "avg")`."""
