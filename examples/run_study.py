@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
                 prepare(study.prepare, places)
                 failed = do_runs(runs, results, study.tasks, places, args.runs_at_once)
                 if not (args.rows or args.seeds):
-                    failed += evaluate_finished(study, results, places)
+                    failed += evaluate_finished(study, results, places, args.runs_at_once)
         print(write_report(study, results, places))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")

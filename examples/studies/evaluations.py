@@ -15,20 +15,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from studies.grid import Evaluation, Run, Study, expand
 from studies.results import Results
+from studies.runs import shares
 from studies.tables import Findings, Table, mean_and_deviation
 
 EXAMPLES = Path(__file__).parents[1]
 
 
-def evaluate_finished(study: Study, results: Results, places: Mapping[str, str]) -> list[str]:
-    """Does what is not done yet, of runs that are finished; says what failed, and why."""
+def evaluate_finished(study: Study, results: Results, places: Mapping[str, str], at_once: int) -> list[str]:
+    """Does what is not done yet, of runs that are finished, `at_once` at a time; says what failed, and why."""
     done = results.records()
     todo = [
         (evaluation, run)
@@ -36,19 +39,31 @@ def evaluate_finished(study: Study, results: Results, places: Mapping[str, str])
         for run in _runs(study, evaluation)
         if (run.row.name, run.seed) in done and not results.evaluation_file(evaluation.name, run).exists()
     ]
-    failed = []
-    for evaluation, run in tqdm(todo, desc="Evaluations", unit="run", disable=None):
-        reason = _evaluate(evaluation, run, results, places)
-        if reason:
-            failed.append(f"{evaluation.name} of {run.name}: {reason}")
-    return failed
+    free: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for share in shares(at_once):
+        free.put(share)
+
+    def failure(job: tuple[Evaluation, Run]) -> str | None:
+        share = free.get()
+        try:
+            return _evaluate(*job, results, places, share)
+        finally:
+            free.put(share)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        reasons = list(tqdm(pool.map(failure, todo), desc="Evaluations", unit="run", total=len(todo), disable=None))
+    return [
+        f"{evaluation.name} of {run.name}: {why}" for (evaluation, run), why in zip(todo, reasons, strict=True) if why
+    ]
 
 
 def _runs(study: Study, evaluation: Evaluation) -> list[Run]:
     return [Run(study.rows[row], seed) for row in evaluation.rows for seed in study.rows[row].seeds[: evaluation.seeds]]
 
 
-def _evaluate(evaluation: Evaluation, run: Run, results: Results, places: Mapping[str, str]) -> str | None:
+def _evaluate(
+    evaluation: Evaluation, run: Run, results: Results, places: Mapping[str, str], share: dict[str, str]
+) -> str | None:
     target = results.evaluation_file(evaluation.name, run)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, log = target.with_suffix(".tmp"), target.with_suffix(".log")
@@ -66,7 +81,7 @@ def _evaluate(evaluation: Evaluation, run: Run, results: Results, places: Mappin
             [*command, "--output_json", str(temporary)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "TQDM_DISABLE": "1"},
+            env={**os.environ, **share, "TQDM_DISABLE": "1"},
         )
     if ended.returncode:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]

@@ -412,7 +412,7 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
     pretend(results, study_file, {"untrained": [40.0], "kdmcse": [70.0]})  # the second's weights are gone
     study = load_study(study_file)
-    (failed,) = evaluate_finished(study, results, places)
+    (failed,) = evaluate_finished(study, results, places, 1)
     assert failed.startswith("retrieval of kdmcse-0: ")
     assert "is gone: give the row `keep: true`" in failed
     found = json.loads(results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).read_text())
@@ -421,13 +421,39 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     assert "## Found, caption to caption" in report
     assert f"| untrained | 1 | {found['caption_to_caption']['r@1']:.2f} | " in report
     results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).write_text('{"MR": 1.0}')
-    evaluate_finished(study, results, places)  # what is done stays
+    evaluate_finished(study, results, places, 1)  # what is done stays
     assert "| untrained | 1 | 1.00 |" in write_report(study, results, {}).read_text()
 
     content["evaluations"]["retrieval"]["rows"] = ["simcse"]
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(ValueError, match="evaluation 'retrieval': expected .* and simcse keep none"):
         load_study(study_file)
+
+
+MEETING = """
+import json, os, pathlib, sys, time
+here = pathlib.Path(__file__).parent
+(here / f"{os.getpid()}.here").touch()
+end = time.monotonic() + 30
+while len(list(here.glob("*.here"))) < 2 and time.monotonic() < end:
+    time.sleep(0.01)
+met = {"met": len(list(here.glob("*.here"))), "threads": int(os.environ["OMP_NUM_THREADS"])}
+pathlib.Path(sys.argv[sys.argv.index("--output_json") + 1]).write_text(json.dumps(met))
+"""
+
+
+def test_evaluations_share_the_machine_as_runs_do(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "meeting.py").write_text(MEETING)
+    content = yaml.safe_load(study_file.read_text())
+    content["rows"]["first_token"] = {"like": "untrained", "pooling": "cls"}
+    content["evaluations"] = {"m": {"command": str(tmp_path / "meeting.py"), "rows": ["untrained", "first_token"]}}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    study, results = load_study(study_file), Results(tmp_path / "results")
+    pretend(results, study_file, {"untrained": [40.0], "first_token": [39.0]})
+    assert evaluate_finished(study, results, {}, 2) == []
+    for row in ("untrained", "first_token"):
+        found = json.loads(results.evaluation_file("m", Run(study.rows[row], 0)).read_text())
+        assert found == {"met": 2, "threads": max(1, (os.cpu_count() or 1) // 2)}
 
 
 def test_a_missing_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
