@@ -43,9 +43,6 @@ class Variant:
     distillation_weight: float = field(default=0.0, metadata={"help": "Weight of the teacher's soft labels."})
     distillation_source: SimilarityMap = field(default="text_text", metadata={"help": "Whose similarities those are."})
     distillation_temperature: float = field(default=0.05, metadata={"help": "Of the teacher's similarities."})
-    distillation_of: Literal["distribution", "ranking"] = field(
-        default="distribution", metadata={"help": "What of the teacher's similarities is taught: shares, or order."}
-    )
     dropped_positives: float = field(
         default=0.0, metadata={"help": "Share of a batch's pairs, least alike to the teacher, without grounding terms."}
     )
@@ -121,8 +118,7 @@ class VariantTrainer(KDMCSETrainer):
     ) -> ObjectiveOutput:
         if not weight:
             return result
-        loss = {"distribution": soft_labels, "ranking": soft_ranking}[self.variant.distillation_of]
-        soft = loss(
+        soft = soft_labels(
             cosine_matrix(anchors.text[:, 0], anchors.text[:, -1]) / objective.temperature,
             teacher_similarity(source, anchors, anchors) / self.variant.distillation_temperature,
         )
@@ -134,14 +130,14 @@ class VariantTrainer(KDMCSETrainer):
         variant, objective = self.variant, self._scheduled()
         if anchors.image_ids is None:
             return self._score_sentences(objective, anchors)
-        text = compute_objective(_terms(objective), anchors)
+        text = compute_objective(_terms(objective, ranking=objective.ranking_term), anchors)
         grounding = _kept(anchors, variant.dropped_positives)
         candidates = _all_rows(anchors, variant.dropped_positives)
         if variant.extra_negatives:
             candidates = PairEmbeddings.cat([candidates, self._others(anchors)])
-        result = compute_objective(objective, grounding, candidates)
+        result = compute_objective(_terms(objective, *objective.terms), grounding, candidates)
         loss = text.loss + result.loss - result.terms["text_loss"]
-        result.terms["text_loss"] = text.loss
+        result.terms.update(text.terms)
         for term in objective.terms if variant.symmetric_weight else ():
             backward = _from_targets(objective, term, anchors)
             result.terms[f"{term}_backward_loss"] = backward
@@ -234,29 +230,17 @@ def soft_labels(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean")
 
 
-def soft_ranking(student: Tensor, teacher: Tensor) -> Tensor:
-    """ListMLE: how unlikely the student finds the teacher's order of each row's negatives, drawn one after the other.
-
-    Mean over rows and draws.
-
-    Args:
-        student, teacher: (B, B) logits, the positives on the diagonal, which is left out.
-    """
-    student, teacher = _negatives(student), _negatives(teacher)
-    ordered = student.gather(1, teacher.argsort(dim=1, descending=True))
-    still_there = ordered.flip(1).logcumsumexp(1).flip(1)
-    return (still_there - ordered).mean()
-
-
 def _negatives(logits: Tensor) -> Tensor:
     """(B, B - 1) without the diagonal."""
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     return logits[~own].view(len(logits), len(logits) - 1)
 
 
-def _terms(objective: Objective, *names: str) -> Objective:
-    """The objective with these cross-modal terms alone."""
-    return dataclasses.replace(objective, image_term="image" in names, caption_term="caption" in names)
+def _terms(objective: Objective, *names: str, ranking: bool = False) -> Objective:
+    """The objective with these of its terms alone, beside the text term."""
+    return dataclasses.replace(
+        objective, image_term="image" in names, caption_term="caption" in names, ranking_term=ranking
+    )
 
 
 def _order(anchors: PairEmbeddings, dropped: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loss terms as pure functions of tensors: cosine, adaptive angular margin, noisy-negative filter, InfoNCE.
+"""The loss terms as pure functions of tensors: cosine, angular margin, noisy-negative filter, InfoNCE, ListMLE.
 
 Everywhere A anchors meet C candidates: `positives` (A,) holds the index of each anchor's own candidate, every other
 candidate is a negative. Cosines may carry leading dimensions (..., A, C), one per view of the anchors; what the
@@ -87,3 +87,24 @@ def info_nce(cosine: Tensor, positives: Tensor, temperature: Tensor | float, mas
     # log(1 + sum exp(negative - positive)): exact where the loss is tiny, unlike log-softmax at the positive.
     positive = logits.gather(-1, positives.expand(negatives.shape).unsqueeze(-1)).squeeze(-1)
     return -F.logsigmoid(positive - negatives).mean()
+
+
+def list_mle(cosine: Tensor, similarity: Tensor, positives: Tensor, temperature: float) -> Tensor:
+    """ListMLE (Xia et al., ICML 2008) of the negatives in the teacher's order: a scalar >= 0.
+
+    How unlikely the student's softmax is to draw an anchor's negatives one after the other, the most similar to the
+    teacher first: mean over anchors and draws.
+
+    Args:
+        cosine: (A, C), the student's.
+        similarity: (A, C), the teacher's; only its order counts.
+        positives: (A,); the positive takes no part.
+        temperature: positive.
+
+    An anchor without negatives costs 0.
+    """
+    own = positive_mask(positives, cosine.shape[1])
+    order = similarity.masked_fill(own, float("inf")).argsort(dim=1, descending=True, stable=True)[:, 1:]
+    logits = cosine.gather(1, order) / temperature
+    left = logits.flip(1).logcumsumexp(1).flip(1)  # of what has not been drawn yet
+    return (left - logits).sum() / max(1, logits.numel())

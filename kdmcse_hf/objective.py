@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdmcse_hf.losses import cosine_matrix, info_nce, noisy_negatives, positive_mask, subtract_angle
+from kdmcse_hf.losses import cosine_matrix, info_nce, list_mle, noisy_negatives, positive_mask, subtract_angle
 from kdmcse_hf.threshold import Threshold
 
 SimilarityMap = Literal["text_image", "image_text", "text_text", "image_image"]
@@ -26,9 +26,10 @@ def _switch(default: Any, description: str) -> Any:
 class Objective:
     r"""The switches of the objective. A field's meaning is its `metadata["help"]`, which `--help` prints.
 
-    A text batch contributes the text term, a paired batch `text + cross_modal_weight * (image + caption)`. Each term
-    is InfoNCE over the batch, a cross-modal one the mean over the two dropout views of the caption. A similarity map
-    `a_b` is the teacher's cosine of the anchor's a with the candidate's b, where text is the caption.
+    A text batch contributes the text term, a paired batch `text + cross_modal_weight * (image + caption + ranking)`.
+    The ranking term is ListMLE over the captions of the batch, the others are InfoNCE, the image and caption terms the
+    mean over the two dropout views of the caption. A similarity map `a_b` is the teacher's cosine of the anchor's a
+    with the candidate's b, where text is the caption.
 
     Raises:
         ValueError: a field out of its range.
@@ -38,7 +39,7 @@ class Objective:
     text_margin: float = _switch(0.0, "radians by which every negative of the text term is brought closer (constant)")
     image_term: bool = _switch(True, "contrast captions with the teacher's image features")
     caption_term: bool = _switch(True, "contrast captions with the teacher's caption features")
-    cross_modal_weight: float = _switch(0.01, "weight of the image and caption terms")
+    cross_modal_weight: float = _switch(0.01, "weight of the image, caption and ranking terms")
     cross_modal_temperature: float = _switch(0.05, "temperature of the image and caption terms")
     cross_modal_margin: float = _switch(0.125, "largest angular margin of a cross-modal negative, radians; 0: none")
     image_margin_source: MarginSource = _switch(
@@ -56,6 +57,7 @@ class Objective:
     caption_threshold: str = _switch("relative:0.85", "the same for the caption term")
     mask_same_image: bool = _switch(True, "never use another caption of the same image as a negative")
     captions_per_image: Literal["one", "all"] = _switch("all", "captions of an image that are training pairs")
+    ranking_term: bool = _switch(False, "order the captions of a batch by likeness as the teacher's text side does")
 
     def __post_init__(self) -> None:
         for name in ("temperature", "cross_modal_temperature"):
@@ -84,7 +86,7 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         """Which teacher features (`"image"`, `"text"`) the terms, filters and margins read."""
-        needed = set()
+        needed = {"text"} if self.ranking_term else set()
         for term in self.terms:
             needed.add("image" if term == "image" else "text")
             sources = [getattr(self, f"{term}_filter_source")] if self.threshold(term) else []
@@ -114,6 +116,8 @@ PRESETS: Mapping[str, Objective] = MappingProxyType(
         "mcse": Objective(caption_term=False, captions_per_image="one", **_NO_MARGIN_NO_FILTER),
         # NAACL 2024, as the paper describes it.
         "kdmcse": Objective(),
+        # This package's own: the teacher's order of the captions is distilled into the sentence embeddings as well.
+        "kdmcse_plus": Objective(ranking_term=True),
         # The published KDMCSE code, term by term: a constant margin in the text term, margins from the similarities
         # within a modality, the filter off as its scripts leave it (its sources are those it would have if on).
         "kdmcse_reference": Objective(
@@ -189,9 +193,9 @@ def compute_objective(
         first_positive: where in `candidates` this process's rows begin.
 
     Returns:
-        `terms`: `text_loss`, `image_loss`, `caption_loss`. `rates`, per cross-modal term: `*_filter_rate` (filtered
-        share of the negatives that `mask_same_image` leaves), `*_margin_rate` (share of the remaining negatives that
-        got a margin). In a batch of thousands of rows, rates are means over blocks of anchors.
+        `terms`: `text_loss`, `image_loss`, `caption_loss`, `ranking_loss`. `rates`, of the image and the caption term:
+        `*_filter_rate` (filtered share of the negatives that `mask_same_image` leaves), `*_margin_rate` (share of the
+        remaining negatives that got a margin). In a batch of thousands of rows, rates are means over blocks of anchors.
     """
     candidates = anchors if candidates is None else candidates
     num_anchors = anchors.text.shape[0]
@@ -236,18 +240,25 @@ def _objective(
         same_image = same_image & ~positive_mask(positives, len(candidates.image_ids))
 
     cosine = cosine_matrix(anchors.text[:, 0], candidates.text[:, -1])
+    moved = cosine
     if objective.text_margin:
         negatives, _ = subtract_angle(
             cosine, objective.text_margin, objective.text_margin, continuous=objective.continuous_margin
         )
-        cosine = torch.where(positive_mask(positives, cosine.shape[1]), cosine, negatives)
-    loss = info_nce(cosine, positives, objective.temperature, same_image)
+        moved = torch.where(positive_mask(positives, cosine.shape[1]), cosine, negatives)
+    loss = info_nce(moved, positives, objective.temperature, same_image)
     output = ObjectiveOutput(loss=loss, terms={"text_loss": loss}, rates={})
 
     for term in objective.terms if anchors.grounded is not None else ():
         term_loss = _cross_modal_term(objective, term, anchors, candidates, positives, same_image, output.rates)
         output.terms[f"{term}_loss"] = term_loss
         output.loss = output.loss + objective.cross_modal_weight * term_loss
+
+    if objective.ranking_term and (anchors.grounded is not None or anchors.teacher_text is not None):
+        similarity = teacher_similarity("text_text", anchors, candidates)
+        ranking = list_mle(cosine, similarity, positives, objective.temperature)
+        output.terms["ranking_loss"] = ranking
+        output.loss = output.loss + objective.cross_modal_weight * ranking
     return output
 
 

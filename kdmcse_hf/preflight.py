@@ -19,10 +19,10 @@ def check_fit(
     Raises:
         ValueError: model, objective and data do not fit together; says how.
     """
-    if objective.terms and data.pairs is None:
+    if objective.needs and data.pairs is None:
         raise ValueError(
-            f"The objective has a term over {' and '.join(objective.terms)} features, but there are no pairs: give a "
-            "teacher cache, or use the preset `simcse`."
+            f"The objective reads the teacher's {' and '.join(sorted(objective.needs))} features, but there are no "
+            "pairs: give a teacher cache, or use the preset `simcse`."
         )
     if not objective.needs <= data.needs:
         raise ValueError(
@@ -34,7 +34,7 @@ def check_fit(
                 f"The model's parameter {name} is {parameter.dtype}: small updates would be lost. Load the model with "
                 "`dtype=torch.float32`; mixed precision is switched on by `bf16=True` or `fp16=True`."
             )
-    if data.pairs is None or not objective.terms:
+    if data.pairs is None or not objective.needs:
         return objective, []
     teacher, cache = data.pairs.teacher, data.pairs.teacher.cache
     if teacher.captions_per_image != objective.captions_per_image:

@@ -27,7 +27,7 @@ from kdmcse_hf.teacher.pairs import TeacherPairs
 pytestmark = pytest.mark.slow
 
 KDMCSE = dataclasses.replace(
-    PRESETS["kdmcse"], image_threshold="rate:0.05", caption_threshold="rate:0.05", cross_modal_weight=0.5
+    PRESETS["kdmcse_plus"], image_threshold="rate:0.05", caption_threshold="rate:0.05", cross_modal_weight=0.5
 )
 
 
@@ -41,7 +41,7 @@ def embeddings() -> tuple[PairEmbeddings, list[torch.Tensor]]:
     return PairEmbeddings(*leaves, normal(12, 7), normal(12, 7), torch.arange(12) // 2), leaves
 
 
-REFERENCE = dataclasses.replace(PRESETS["kdmcse"], image_threshold="cosine:0.3", caption_threshold="cosine:0.3")
+REFERENCE = dataclasses.replace(PRESETS["kdmcse_plus"], image_threshold="cosine:0.3", caption_threshold="cosine:0.3")
 
 
 def gathered_dtypes() -> list[torch.dtype]:

@@ -120,7 +120,7 @@ def test_captions_alone_and_text_alone_train(without: str, flags: list[str]) -> 
         (("--text_file", "gone.txt"), r"gone\.txt does not exist"),
         (("--teacher_cache", "gone"), "gone is not a teacher cache: it has no manifest.json"),
         (("--sts_dir", "gone"), r"sts-dev\.csv is missing"),
-        (("--preset", "clip"), "Unknown preset 'clip': expected one of simcse, mcse, kdmcse, kdmcse_reference"),
+        (("--preset", "clip"), "Unknown preset 'clip': expected one of simcse, mcse, kdmcse, kdmcse_plus"),
         (("--image_threshold", "0.8"), "`image_threshold` is '0.8': expected 'none'"),
         (("--image_threshold", "cosine:0.999"), "The threshold of the image term cannot work"),
         (("--pooling", "max"), "`pooling` is 'max'"),

@@ -30,7 +30,8 @@ def test_every_combination_has_the_papers_settings(preset: str, data: str, encod
     assert (args.weight_decay, args.warmup_steps, args.max_grad_norm, args.lr_scheduler_type) == (0, 0, 1, "linear")
     assert bool(files_of.text_file) == data.startswith("wiki")
     assert objective.captions_per_image == ("one" if preset == "mcse" else "all")
-    assert objective.cross_modal_margin == {"kdmcse": 0.125, "kdmcse_reference": 0.15}.get(preset, 0)
+    margins = {"kdmcse": 0.125, "kdmcse_plus": 0.125, "kdmcse_reference": 0.15}
+    assert objective.cross_modal_margin == margins.get(preset, 0)
 
 
 def test_every_recipe_belongs_to_a_combination() -> None:

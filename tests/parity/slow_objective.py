@@ -78,6 +78,19 @@ def cross_modal_term(o: object, e: object, same_image: list[set[int]], term: str
     return total
 
 
+def ranking_term(o: object, e: object) -> Tensor:
+    """Draw without replacement, the teacher's nearest first: -log of each draw's chance."""
+    batch = range(len(e.text))
+    total, draws = torch.zeros((), dtype=e.text.dtype), 0
+    for i in batch:
+        others = [j for j in batch if j != i]
+        left = sorted(others, key=lambda j: -float(cosine(e.teacher_text[i], e.teacher_text[j])))
+        while left:
+            chances = [(cosine(e.text[i, 0], e.text[j, 1]) / o.temperature).exp() for j in left]
+            total, draws, left = total - (chances[0] / sum(chances)).log(), draws + 1, left[1:]
+    return total / draws
+
+
 def slow_objective(o: object, e: object) -> Tensor:
     """o: an Objective with `cosine:` or `relative:` thresholds; e: PairEmbeddings of one process."""
     batch = range(len(e.text))
@@ -89,4 +102,6 @@ def slow_objective(o: object, e: object) -> Tensor:
         for term in ("image", "caption"):
             if getattr(o, f"{term}_term"):
                 total = total + o.cross_modal_weight * cross_modal_term(o, e, same_image, term)
+        if o.ranking_term:
+            total = total + o.cross_modal_weight * ranking_term(o, e)
     return total

@@ -60,7 +60,7 @@ def test_preset_equals_its_equations(preset: str, batch: int) -> None:
     margin=st.sampled_from([0.0, 0.125, 0.9]),
     sources=st.tuples(*[st.sampled_from(MAPS)] * 2, *[st.sampled_from([*MAPS, "constant"])] * 2),
     thresholds=st.tuples(*[st.sampled_from(["none", "cosine:0.2", "cosine:-0.5", "relative:0.8"])] * 2),
-    switches=st.tuples(*[st.booleans()] * 4),
+    switches=st.tuples(*[st.booleans()] * 5),
 )
 def test_any_switches_equal_their_equations(
     batch, seed, temperature, text_margin, margin, sources, thresholds, switches
@@ -81,6 +81,7 @@ def test_any_switches_equal_their_equations(
         caption_term=switches[1],
         continuous_margin=switches[2],
         mask_same_image=switches[3],
+        ranking_term=switches[4],
     )
     assert_equal_to_loops(objective, draw(batch, seed, same_image=True))
 

@@ -71,7 +71,7 @@ def check_gradients(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None
     assert whole > 0
 
 
-KDMCSE = dataclasses.replace(PRESETS["kdmcse"], cross_modal_weight=0.7)
+KDMCSE = dataclasses.replace(PRESETS["kdmcse_plus"], cross_modal_weight=0.7)
 CASES = [("kdmcse", KDMCSE, True), ("mcse", PRESETS["mcse"], True), ("text", KDMCSE, False)]
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from kdmcse_hf.losses import cosine_matrix, info_nce, noisy_negatives, subtract_angle
+from kdmcse_hf.losses import cosine_matrix, info_nce, list_mle, noisy_negatives, subtract_angle
 from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -112,6 +112,23 @@ def test_loss_and_gradients_are_finite(kind: str, preset: str, dtype: torch.dtyp
         assert leaf.grad is None or leaf.grad.isfinite().all()
 
 
+def test_only_the_order_that_the_teacher_gives_counts_to_the_ranking_term() -> None:
+    cosine, similarity, positives = torch.rand(6, 6), torch.rand(6, 6), torch.arange(6)
+    loss = list_mle(cosine, similarity, positives, 0.05)
+    assert loss > 0
+    torch.testing.assert_close(list_mle(cosine, similarity.exp() * 7 - 3, positives, 0.05), loss)
+    assert not torch.isclose(list_mle(cosine, -similarity, positives, 0.05), loss)
+    own = torch.eye(6)
+    torch.testing.assert_close(list_mle(cosine + own, similarity - 9 * own, positives, 0.05), loss)
+
+
+def test_ranking_is_least_where_the_student_has_the_teacher_s_order() -> None:
+    similarity, positives = torch.rand(6, 6), torch.arange(6)
+    right = list_mle(similarity, similarity, positives, 0.001)
+    assert right < list_mle(similarity.flip(1), similarity, positives, 0.001) / 100
+    assert list_mle(similarity[:1, :1], similarity[:1, :1], positives[:1], 0.05) == 0
+
+
 def test_all_masked_rows_leave_the_text_term_alone() -> None:
     embeddings, _ = _batch("all masked", torch.float32)
     result = compute_objective(PRESETS["kdmcse"], embeddings)
@@ -127,11 +144,12 @@ def test_same_image_captions_are_no_negatives() -> None:
     assert all(term.item() == 0 for term in result.terms.values())
 
 
-def test_local_anchors_with_all_candidates_average_to_the_whole_batch() -> None:
+@pytest.mark.parametrize("preset", ["kdmcse", "kdmcse_plus"])
+def test_local_anchors_with_all_candidates_average_to_the_whole_batch(preset: str) -> None:
     e, _ = _batch("plain", torch.float32)
-    whole = compute_objective(PRESETS["kdmcse"], e).loss
+    whole = compute_objective(PRESETS[preset], e).loss
     halves = [
-        compute_objective(PRESETS["kdmcse"], e.map(lambda t, first=first: t[first : first + 3]), e, first).loss
+        compute_objective(PRESETS[preset], e.map(lambda t, first=first: t[first : first + 3]), e, first).loss
         for first in (0, 3)
     ]
     torch.testing.assert_close(whole, sum(halves) / 2)

@@ -61,6 +61,7 @@ def test_presets_need_only_the_features_that_they_read() -> None:
     assert PRESETS["simcse"].needs == frozenset()
     assert PRESETS["mcse"].needs == {"image"}
     assert PRESETS["kdmcse"].needs == {"image", "text"}
+    assert dataclasses.replace(PRESETS["simcse"], ranking_term=True).needs == {"text"}
     assert PRESETS["kdmcse_reference"].needs == {"image", "text"}
 
 
@@ -85,7 +86,7 @@ def test_every_switch_explains_itself() -> None:
     assert all(field.metadata["help"] for field in dataclasses.fields(Objective))
 
 
-@pytest.mark.parametrize("preset", ["simcse", "kdmcse", "kdmcse_reference"])
+@pytest.mark.parametrize("preset", ["simcse", "kdmcse_plus", "kdmcse_reference"])
 def test_a_large_batch_in_blocks_has_the_loss_and_gradients_of_one_piece(
     preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

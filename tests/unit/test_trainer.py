@@ -20,6 +20,7 @@ from kdmcse_hf.trainer import NonFiniteError
 
 LOOSE = {"image_threshold": "rate:0.05", "caption_threshold": "rate:0.05"}
 KDMCSE = dataclasses.replace(PRESETS["kdmcse"], **LOOSE)
+PLUS = dataclasses.replace(PRESETS["kdmcse_plus"], **LOOSE)
 
 
 def make_trainer(
@@ -107,7 +108,7 @@ ONE_TERM = {
 def test_every_objective_moves_every_parameter_it_has(
     name: str, mini_batch_size: int | None, bert: Path, tmp_path: Path
 ) -> None:
-    objective = (PRESETS | {"kdmcse": KDMCSE} | ONE_TERM)[name]
+    objective = (PRESETS | {"kdmcse": KDMCSE, "kdmcse_plus": PLUS} | ONE_TERM)[name]
     assert name not in ONE_TERM or objective.needs == {"image", "text"}
     trainer = make_trainer(tmp_path, bert, objective, mini_batch_size=mini_batch_size)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -126,15 +127,22 @@ def test_the_loss_falls(bert: Path, tmp_path: Path) -> None:
 
 
 def test_terms_and_rates_are_logged_and_add_up_to_the_loss(bert: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, bert)
+    trainer = make_trainer(tmp_path, bert, PLUS)
     trainer.train()
     paired, text = [entry for entry in trainer.state.log_history if "loss" in entry][:2]
-    assert paired["loss"] == pytest.approx(
-        paired["text_loss"] + KDMCSE.cross_modal_weight * (paired["image_loss"] + paired["caption_loss"]), rel=1e-5
-    )
+    grounding = paired["image_loss"] + paired["caption_loss"] + paired["ranking_loss"]
+    assert paired["loss"] == pytest.approx(paired["text_loss"] + PLUS.cross_modal_weight * grounding, rel=1e-5)
     assert {"image_filter_rate", "caption_filter_rate", "image_margin_rate", "caption_margin_rate"} <= paired.keys()
     assert text["loss"] == pytest.approx(text["text_loss"], rel=1e-5)
     assert "image_loss" not in text
+
+
+def test_captions_can_be_ordered_without_a_term_over_pictures(bert: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, bert, dataclasses.replace(PRESETS["simcse"], ranking_term=True))
+    trainer.train()
+    paired, text = [entry for entry in trainer.state.log_history if "loss" in entry][:2]
+    assert paired["loss"] == pytest.approx(paired["text_loss"] + 0.01 * paired["ranking_loss"], rel=1e-5)
+    assert {"ranking_loss", "image_loss", "caption_loss"}.isdisjoint(text)
 
 
 def test_logged_terms_are_means_over_the_steps_since_the_last_log(bert: Path, tmp_path: Path) -> None:
@@ -404,7 +412,7 @@ def test_a_trained_folder_opens_with_the_vectors_that_were_scored(bert: Path, tm
     [
         (
             {"pairs": False, "objective": KDMCSE},
-            "there are no pairs: give a teacher cache, or use the preset `simcse`",
+            "reads the teacher's image and text features, but there are no pairs: give a teacher cache, or use the",
         ),
         ({"per_device_train_batch_size": 1}, "A batch of one sentence has no negatives"),
         ({"nan_feature": True}, "has image features that are NaN or infinite"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.nn import functional as F
-from train_variants import Variant, VariantTrainer, soft_labels, soft_ranking
+from train_variants import Variant, VariantTrainer, soft_labels
 
 from kdmcse_hf.objective import PRESETS, Objective, PairEmbeddings, compute_objective
 
@@ -33,9 +33,11 @@ def trainer(objective: Objective = KDMCSE, **variant: object) -> VariantTrainer:
     return made
 
 
-def test_without_its_flags_a_variant_is_the_method() -> None:
-    rows = embeddings()
-    torch.testing.assert_close(trainer()._score(rows).loss, compute_objective(KDMCSE, rows).loss)
+@pytest.mark.parametrize("objective", [KDMCSE, PRESETS["kdmcse_plus"]])
+def test_without_its_flags_a_variant_is_the_method(objective: Objective) -> None:
+    found, expected = trainer(objective)._score(embeddings()), compute_objective(objective, embeddings())
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.terms, expected.terms)
 
 
 def test_the_symmetric_term_is_infonce_from_each_target_over_the_captions() -> None:
@@ -80,27 +82,6 @@ def test_soft_labels_are_the_divergence_from_the_teacher() -> None:
     assert soft_labels(student, teacher).item() == pytest.approx((row0 + row1 + row2) / 3, rel=1e-5)
 
 
-def test_soft_ranking_is_the_likelihood_of_drawing_negatives_in_the_teacher_s_order() -> None:
-    torch.manual_seed(1)
-    student, teacher = torch.randn(5, 5), torch.randn(5, 5)
-    expected = 0.0
-    for row in range(5):
-        left = sorted((column for column in range(5) if column != row), key=lambda column: -teacher[row, column])
-        while left:
-            chances = torch.tensor([student[row, column] for column in left]).softmax(0)
-            expected -= math.log(chances[0])
-            left = left[1:]
-    assert soft_ranking(student, teacher).item() == pytest.approx(expected / 20, rel=1e-5)
-
-
-def test_ranking_takes_the_place_of_the_teacher_s_shares() -> None:
-    rows = embeddings()
-    terms = trainer(distillation_weight=1.0, distillation_of="ranking")._score(rows).terms
-    student = F.cosine_similarity(rows.text[:, 0, None], rows.text[None, :, 1], dim=-1) / KDMCSE.temperature
-    expected = soft_ranking(student, rows.teacher_text @ rows.teacher_text.T)
-    torch.testing.assert_close(terms["distillation_loss"], expected)
-
-
 def test_the_pair_that_the_teacher_finds_least_alike_is_dropped_from_the_grounding_terms_only() -> None:
     rows = embeddings()
     teacher_text = rows.teacher_text.clone()
@@ -126,9 +107,11 @@ def test_a_schedule_scales_weight_and_margin(schedule: str, factor: float) -> No
 def test_further_negatives_stand_beside_the_batch_s_own() -> None:
     rows = embeddings()
     others = dataclasses.replace(embeddings(20), grounded=None, image_ids=torch.arange(20) + 100)
-    made = trainer(extra_negatives=20)
+    ranked = PRESETS["kdmcse_plus"]
+    made = trainer(ranked, extra_negatives=20)
     made._others = lambda anchors: others
     both = PairEmbeddings.cat([dataclasses.replace(rows, grounded=None), others])
     found = made._score(rows)
     torch.testing.assert_close(found.terms["image_loss"], compute_objective(KDMCSE, rows, both).terms["image_loss"])
-    torch.testing.assert_close(found.terms["text_loss"], compute_objective(KDMCSE, rows).terms["text_loss"])
+    for term in ("text_loss", "ranking_loss"):
+        torch.testing.assert_close(found.terms[term], compute_objective(ranked, rows).terms[term])
