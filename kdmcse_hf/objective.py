@@ -101,19 +101,14 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "captions_per_image": ("one", "all"),
 }
 
-_NO_MARGIN_NO_FILTER: dict[str, Any] = {
-    "cross_modal_margin": 0.0,
-    "image_threshold": "none",
-    "caption_threshold": "none",
-    "mask_same_image": False,
-}
+_NO_FILTER: dict[str, Any] = {"image_threshold": "none", "caption_threshold": "none", "mask_same_image": False}
 
 PRESETS: Mapping[str, Objective] = MappingProxyType(
     {
         # EMNLP 2021. No margin in the text term, unlike the "simcse" of the published KDMCSE code.
-        "simcse": Objective(image_term=False, caption_term=False, captions_per_image="all", **_NO_MARGIN_NO_FILTER),
+        "simcse": Objective(image_term=False, caption_term=False, cross_modal_margin=0.0, **_NO_FILTER),
         # NAACL 2022. Images only, so any frozen image features serve.
-        "mcse": Objective(caption_term=False, captions_per_image="one", **_NO_MARGIN_NO_FILTER),
+        "mcse": Objective(caption_term=False, captions_per_image="one", cross_modal_margin=0.0, **_NO_FILTER),
         # NAACL 2024, as the paper describes it.
         "kdmcse": Objective(),
         # This package's own: the teacher's order of the captions is distilled into the sentence embeddings as well.
@@ -127,9 +122,7 @@ PRESETS: Mapping[str, Objective] = MappingProxyType(
             caption_margin_source="text_text",
             image_filter_source="text_image",
             caption_filter_source="image_text",
-            image_threshold="none",
-            caption_threshold="none",
-            mask_same_image=False,
+            **_NO_FILTER,
         ),
     }
 )
