@@ -6,8 +6,8 @@
     python examples/run_study.py examples/studies/main.yaml --output_dir results --report_only
 
 Killed, it goes on with the same command. `KDMCSE_DATA` names the data kit that the studies here read. A row is flags
-of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time. A
-whole study, without `--rows` or `--seeds`, ends with its `evaluations`.
+of `train_kdmcse.py`; each run is a process of its own, and one that fails is reported and tried again next time. The
+study's `evaluations` of these runs come last.
 """
 
 import argparse
@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
             with results.locked():
                 prepare(study.prepare, places)
                 failed = do_runs(runs, results, study.tasks, places, args.runs_at_once)
-                if not (args.rows or args.seeds):
-                    failed += evaluate_finished(study, results, places, args.runs_at_once)
+                failed += evaluate_finished(study, runs, results, places, args.runs_at_once)
         print(write_report(study, results, places))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")

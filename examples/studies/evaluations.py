@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,14 +30,16 @@ from studies.tables import Findings, Table, mean_and_deviation
 EXAMPLES = Path(__file__).parents[1]
 
 
-def evaluate_finished(study: Study, results: Results, places: Mapping[str, str], at_once: int) -> list[str]:
-    """Does what is not done yet, of runs that are finished, `at_once` at a time; says what failed, and why."""
-    done = results.records()
+def evaluate_finished(
+    study: Study, runs: Sequence[Run], results: Results, places: Mapping[str, str], at_once: int
+) -> list[str]:
+    """Does what is not done yet of these runs, if they are finished, `at_once` at a time; says what failed, and why."""
+    chosen = {(run.row.name, run.seed) for run in runs} & results.records().keys()
     todo = [
         (evaluation, run)
         for evaluation in study.evaluations
         for run in _runs(study, evaluation)
-        if (run.row.name, run.seed) in done and not results.evaluation_file(evaluation.name, run).exists()
+        if (run.row.name, run.seed) in chosen and not results.evaluation_file(evaluation.name, run).exists()
     ]
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     for share in shares(at_once):

@@ -20,8 +20,8 @@ from kdmcse_hf.training_record import git_commit, mean_rates
 from studies.results import Arrays
 
 
-def measure(encoder: Encoder, sts_dir: str, tasks: Sequence[str]) -> tuple[dict[str, Any], Arrays, Arrays]:
-    """STS scores by task and by subset, alignment and uniformity on all of STS-B; the cosines and the gold scores."""
+def measure(encoder: Encoder, sts_dir: str, tasks: Sequence[str]) -> tuple[dict[str, Any], Arrays]:
+    """STS scores by task and by subset, alignment and uniformity on all of STS-B; the cosines."""
     scored = sts_cosines(encoder, sts_dir, tasks)
     parts = {
         f"{task}/{name}": (scored[task][0][rows], scored[task][1][rows])
@@ -34,8 +34,7 @@ def measure(encoder: Encoder, sts_dir: str, tasks: Sequence[str]) -> tuple[dict[
         "subsets": {name: _spearman(*pair) for name, pair in parts.items()},
         "stsb": {split: score_pairs(encoder, load_sts(sts_dir, "STSB", split)) for split in ("dev", "test")},
     }
-    cosines = {task: cosine.astype(np.float32) for task, (cosine, _) in scored.items()}
-    return measured, cosines, {task: gold for task, (_, gold) in scored.items()}
+    return measured, {task: cosine for task, (cosine, _) in scored.items()}
 
 
 def _spearman(cosine: Any, gold: Any) -> float:

@@ -44,10 +44,8 @@ def main(folder: Path) -> None:
     model = AutoModel.from_pretrained(name, dtype=torch.float32).to("cuda" if on_gpu else "cpu")
     pooling = getattr(model.config, "pooling", None) or flags.get("pooling", "cls")
     encoder = SentenceEncoder(model, load_tokenizer(name), pooling=pooling, batch_size=128)
-    measured, cosines, gold = measure(encoder, flags["sts_dir"], job["tasks"])
-    results = Results(folder.parent.parent)
-    results.save_arrays("cosines", "gold", gold)
-    results.save_arrays("cosines", folder.name, cosines)
+    measured, cosines = measure(encoder, flags["sts_dir"], job["tasks"])
+    Results(folder.parent.parent).save_cosines(folder.name, cosines)
     record: dict[str, Any] = {
         **{key: job[key] for key in ("row", "seed", "fingerprint", "flags", "train")},
         **measured,

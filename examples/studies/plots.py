@@ -131,16 +131,15 @@ def alignment_and_uniformity(found: Findings, rows: Sequence[str]) -> Figure | N
 
 def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
     """How the cosines of STS-B test are spread among pairs of each gold score, the runs of a row taken together."""
-    gold = (found.results.arrays("cosines", "gold") or {}).get("STSB")
-    if gold is None:
+    if "STSB" not in found.study.tasks:
         return None
+    gold = found.gold("STSB")
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(2.3 * columns + 0.5, 2 * lines + 0.8), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     kept = {
-        row: [a["STSB"] for record in found.records[row] if (a := found.results.arrays("cosines", _name(record)))]
-        for row in rows
+        row: [a["STSB"] for record in found.records[row] if (a := found.results.cosines(_name(record)))] for row in rows
     }
     lowest = min((float(np.quantile(run, 0.005)) for runs in kept.values() for run in runs), default=0.0)
     edges = np.linspace(lowest, 1, 26)

@@ -13,16 +13,16 @@ from kdmcse_hf.teacher.shard import publishing
 from studies.grid import Row, Run
 
 Arrays = dict[str, NDArray[Any]]
+_STEPS = np.iinfo(np.int16).max
 
 
 class Results:
-    """What finished runs left in a folder.
+    """What finished runs left in a folder. A report needs the first two lines, the STS sets and no more.
 
     | | |
     |---|---|
     | `results.jsonl` | a line a run |
-    | `cosines/ROW-SEED.npz` | of every pair of every STS set, float32 |
-    | `cosines/gold.npz` | the gold scores of those pairs |
+    | `cosines/ROW-SEED.npz` | of every pair of every STS set, in steps of 1/32767 |
     | `draws/ROW-SEED.npz` | the scores of resampled pairs, for intervals |
     | `logs/ROW-SEED.log` | what the run printed |
     | `evaluations/NAME/ROW-SEED.json` | what else was measured of the weights |
@@ -58,6 +58,16 @@ class Results:
         """Why the run's last start failed."""
         path = self.run_folder(run) / "failure.txt"
         return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def save_cosines(self, run: str, cosines: Arrays) -> None:
+        """By set, (N,) each. At two bytes a pair they can be published; no score of one run moves by 0.001."""
+        steps = {task: np.rint(np.clip(cosine, -1, 1) * _STEPS).astype(np.int16) for task, cosine in cosines.items()}
+        self.save_arrays("cosines", run, steps)
+
+    def cosines(self, run: str) -> Arrays | None:
+        """By set, (N,) each, float32."""
+        steps = self.arrays("cosines", run)
+        return None if steps is None else {task: (step / _STEPS).astype(np.float32) for task, step in steps.items()}
 
     def save_arrays(self, kind: str, name: str, arrays: Arrays) -> None:
         folder = self.folder / kind

@@ -19,7 +19,7 @@ from kdmcse_hf.significance import (
     interval_over_seeds,
     resample_spearman,
 )
-from kdmcse_hf.sts import sts_pair_numbers, sts_subsets
+from kdmcse_hf.sts import load_sts, sts_pair_numbers, sts_subsets
 from studies.grid import Study
 from studies.results import Arrays, Results
 
@@ -70,6 +70,7 @@ class Findings:
     def __init__(self, study: Study, results: Results, sts_dir: str) -> None:
         self.study, self.results, self.sts_dir = study, results, sts_dir
         self._drawn: dict[str, Arrays] = {}
+        self._gold: Arrays = {}
         self._pairs: dict[str, NDArray[np.int64]] | None = None
         self.rows = dict(study.rows)
         self.records: dict[str, list[dict[str, Any]]] = {name: [] for name in study.rows}
@@ -117,11 +118,10 @@ class Findings:
         """The scores of one run on resampled pairs, by set and subset; kept, for they take seconds."""
         name = f"{record['row']}-{record['seed']}"
         if name not in self._drawn:
-            cosines, gold = (self.results.arrays("cosines", part) for part in (name, "gold"))
-            if cosines is None or gold is None:
-                raise ValueError(
-                    f"{self.results.folder}/cosines lacks {name}.npz or gold.npz: without them no intervals."
-                )
+            cosines = self.results.cosines(name)
+            if cosines is None:
+                raise ValueError(f"{self.results.folder}/cosines lacks {name}.npz: without it no intervals.")
+            gold = {task: self.gold(task) for task in cosines}
             pairs = self._pair_numbers(list(cosines))
             source = _digest(cosines, gold, pairs)  # a run that was made again has other draws
             drawn = self.results.arrays("draws", name) or {}
@@ -130,6 +130,12 @@ class Findings:
                 self.results.save_arrays("draws", name, {**drawn, _OF: source})
             self._drawn[name] = drawn
         return self._drawn[name]
+
+    def gold(self, task: str) -> NDArray[np.float64]:
+        """The gold scores of a set's pairs, (N,)."""
+        if task not in self._gold:
+            self._gold[task] = np.asarray(load_sts(self.sts_dir, task).scores)
+        return self._gold[task]
 
     def _pair_numbers(self, tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         if self._pairs is None or list(self._pairs) != list(tasks):

@@ -81,14 +81,13 @@ def without_costs(folder: Path) -> list[dict]:
 def pretend(results: Results, study_file: Path, scores: dict[str, list[float]]) -> None:
     """Finished runs of given scores, with cosines that leave no doubt about pairs."""
     study = load_study(study_file)
-    gold = np.linspace(0, 5, 12)
     results.folder.mkdir(exist_ok=True)
-    results.save_arrays("cosines", "gold", {"STSB": gold})
     for name, values in scores.items():
         row = study.rows[name]
         for seed, value in enumerate(values):
-            results.save_arrays("cosines", f"{name}-{seed}", {"STSB": (gold / 10).astype(np.float32)})
-            cosines = results.arrays("cosines", f"{name}-{seed}")
+            gold = np.asarray(load_sts(row.flags["sts_dir"], "STSB").scores)
+            results.save_cosines(f"{name}-{seed}", {"STSB": gold / 10})
+            cosines = results.cosines(f"{name}-{seed}")
             source = tables._digest(cosines, {"STSB": gold}, sts_pair_numbers(row.flags["sts_dir"], ["STSB"]))
             draws = np.full(1000, value, dtype=np.float32)
             results.save_arrays("draws", f"{name}-{seed}", {"STSB": draws, "avg": draws, tables._OF: source})
@@ -125,8 +124,8 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been(study_file: Path,
     assert [point["step"] for point in record["dev"]] == [2, 4, 6]
     assert {"spearman", "alignment", "uniformity"} <= record["dev"][0].keys()
     assert {"image_filter_rate", "image_margin_rate"} <= record["rates"].keys()
-    with np.load(folder / "cosines" / "kdmcse-1.npz") as cosines, np.load(folder / "cosines" / "gold.npz") as gold:
-        assert record["sts"]["STSB"] == pytest.approx(100 * spearmanr(cosines["STSB"], gold["STSB"]).statistic, abs=0.2)
+    cosines, gold = Results(folder).cosines("kdmcse-1")["STSB"], load_sts(record["flags"]["sts_dir"], "STSB").scores
+    assert record["sts"]["STSB"] == pytest.approx(100 * spearmanr(cosines, gold).statistic, abs=0.2)
 
 
 @pytest.mark.slow
@@ -329,9 +328,8 @@ def test_draws_are_those_of_the_kept_cosines(study_file: Path, world: Path, tmp_
     results = Results(tmp_path / "results")
     pretend(results, study_file, {"simcse": [50.0]})
     gold = np.asarray(load_sts(world / "sts", "STSB").scores)
-    cosine = (gold + np.random.default_rng(0).normal(size=len(gold))).astype(np.float32)
-    results.save_arrays("cosines", "gold", {"STSB": gold})
-    results.save_arrays("cosines", "simcse-0", {"STSB": cosine})
+    cosine = (gold + np.random.default_rng(0).normal(size=len(gold))) / 10
+    results.save_cosines("simcse-0", {"STSB": cosine})
     run = Findings(load_study(study_file), results, str(world / "sts")).resampled("simcse", "STSB")[0]
     numbers = sts_pair_numbers(world / "sts", ["STSB"])["STSB"]
     distinct = np.unique(numbers)
@@ -340,7 +338,7 @@ def test_draws_are_those_of_the_kept_cosines(study_file: Path, world: Path, tmp_
     assert run.drawn[0] == pytest.approx(100 * spearmanr(cosine[rows], gold[rows]).statistic, abs=1e-4)
     assert set(results.arrays("draws", "simcse-0")) >= {"STSB", "avg"}
 
-    results.save_arrays("cosines", "simcse-0", {"STSB": -cosine})  # as a run leaves them that was made again
+    results.save_cosines("simcse-0", {"STSB": -cosine})  # as a run leaves them that was made again
     again = Findings(load_study(study_file), results, str(world / "sts")).resampled("simcse", "STSB")[0]
     np.testing.assert_allclose(again.drawn, -run.drawn, atol=1e-4)
 
@@ -412,7 +410,8 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
     pretend(results, study_file, {"untrained": [40.0], "kdmcse": [70.0]})  # the second's weights are gone
     study = load_study(study_file)
-    (failed,) = evaluate_finished(study, results, places, 1)
+    assert evaluate_finished(study, study.runs(["simcse"]), results, places, 1) == []  # none of these runs
+    (failed,) = evaluate_finished(study, study.runs(), results, places, 1)
     assert failed.startswith("retrieval of kdmcse-0: ")
     assert "is gone: give the row `keep: true`" in failed
     found = json.loads(results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).read_text())
@@ -421,7 +420,7 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     assert "## Found, caption to caption" in report
     assert f"| untrained | 1 | {found['caption_to_caption']['r@1']:.2f} | " in report
     results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).write_text('{"MR": 1.0}')
-    evaluate_finished(study, results, places, 1)  # what is done stays
+    evaluate_finished(study, study.runs(), results, places, 1)  # what is done stays
     assert "| untrained | 1 | 1.00 |" in write_report(study, results, {}).read_text()
 
     content["evaluations"]["retrieval"]["rows"] = ["simcse"]
@@ -450,7 +449,7 @@ def test_evaluations_share_the_machine_as_runs_do(study_file: Path, tmp_path: Pa
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
     study, results = load_study(study_file), Results(tmp_path / "results")
     pretend(results, study_file, {"untrained": [40.0], "first_token": [39.0]})
-    assert evaluate_finished(study, results, {}, 2) == []
+    assert evaluate_finished(study, study.runs(), results, {}, 2) == []
     for row in ("untrained", "first_token"):
         found = json.loads(results.evaluation_file("m", Run(study.rows[row], 0)).read_text())
         assert found == {"met": 2, "threads": max(1, (os.cpu_count() or 1) // 2)}
