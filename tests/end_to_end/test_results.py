@@ -1,0 +1,41 @@
+"""RESULTS.md says what the reports of the studies say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from render_results import REPORTS, render
+
+RESULTS = Path(__file__).parents[2] / "RESULTS.md"
+DIFFERENCE = re.compile(r"([+-]\d+\.\d\d)\s\(([+-]\d+\.\d\d\sto\s[+-]\d+\.\d\d)\)")
+
+
+def test_tables_are_those_of_the_reports() -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    assert text == render(text), "run `python examples/render_results.py RESULTS.md`"
+
+
+def test_every_difference_in_the_text_stands_in_a_report() -> None:
+    reports = "".join(path.read_text(encoding="utf-8") for path in REPORTS.glob("*/report.md"))
+    found = DIFFERENCE.findall(RESULTS.read_text(encoding="utf-8"))
+    assert found
+    for difference, interval in found:
+        interval = re.sub(r"\s", " ", interval)
+        forms = (f"| {difference} | {interval} |", f"{difference} ({interval})")
+        assert any(form in reports for form in forms), f"{difference} ({interval})"
+
+
+def test_a_table_is_filled_with_all_rows_or_the_chosen_ones(tmp_path: Path) -> None:
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "report.md").write_text(
+        "# T\n\n## A B\n\n| | x |\n| --- | --- |\n| a | 1 |\n| b | 2 |\n\n## C\n"
+    )
+    whole = "text\n\n<!-- main: A B -->\n| old |\n\nmore\n"
+    assert render(whole, tmp_path) == (
+        "text\n\n<!-- main: A B -->\n| | x |\n| --- | --- |\n| a | 1 |\n| b | 2 |\n\nmore\n"
+    )
+    assert render("<!-- main: A B: b -->\n", tmp_path) == "<!-- main: A B: b -->\n| | x |\n| --- | --- |\n| b | 2 |\n"
+    with pytest.raises(ValueError, match=r"'A B' of main has no rows \['c'\]: it has a, b"):
+        render("<!-- main: A B: a; c -->\n", tmp_path)
+    with pytest.raises(ValueError, match="has no table 'D'"):
+        render("<!-- main: D -->\n", tmp_path)
