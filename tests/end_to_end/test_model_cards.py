@@ -1,9 +1,11 @@
+import json
 import re
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 from render_model_cards import RUNS, render
+from render_results import REPORTS
 from test_recipes import COMBINATIONS, TYPES
 
 from kdmcse_hf.arguments import parse_arguments
@@ -43,3 +45,16 @@ def test_the_command_in_a_card_is_taken_and_its_switches_are_the_card_s(
     assert text.count("\n| `") == len(changes)
     for name, here, there in changes:
         assert f"| `{name}` | `{here}` | `{there}` |" in text
+
+
+def test_the_cards_of_runs_that_were_made_have_the_scores_of_the_studies() -> None:
+    lines = (REPORTS / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    scores = {record["row"]: record["sts"] for record in map(json.loads, lines) if record["seed"] == 0}
+    cards = list((CARDS / "studies").glob("*.md"))
+    assert cards
+    for card in cards:
+        text = card.read_text(encoding="utf-8")
+        assert "\n| seed | 0 |\n" in text
+        for name, score in scores[card.stem].items():  # encoded in other batches
+            (stated,) = re.findall(rf"\n\| {name} \| [\d,]* ?\| (\d+\.\d\d) \|\n", text)
+            assert float(stated) == pytest.approx(score, abs=0.02), f"{card.name}: {name}"
