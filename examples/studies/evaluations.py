@@ -20,14 +20,18 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
+from kdmcse_hf.significance import Resampled, compare_over_seeds
 from studies.grid import Evaluation, Run, Study, expand
 from studies.results import Results
 from studies.runs import shares
 from studies.tables import Findings, Table, mean_and_deviation
 
 EXAMPLES = Path(__file__).parents[1]
+_BySeed = dict[int, dict[str, dict[str, float]]]
+"""Groups of numbers by name."""
 
 
 def evaluate_finished(
@@ -94,24 +98,63 @@ def _evaluate(
 
 
 def evaluation_tables(found: Findings) -> list[Table]:
-    """A table an evaluation, or one a group of its numbers: means and standard deviations over seeds."""
+    """A table an evaluation, or one a group of its numbers: means and deviations; and one of the comparisons' seeds."""
     tables = []
     for evaluation in found.study.evaluations:
-        by_row: dict[str, list[dict[str, Any]]] = {row: [] for row in evaluation.rows}
+        measured: dict[str, _BySeed] = {row: {} for row in evaluation.rows}
         for run in _runs(found.study, evaluation):
             path = found.results.evaluation_file(evaluation.name, run)
             if path.exists():
-                by_row[run.row.name].append(_groups(json.loads(path.read_text(encoding="utf-8"))))
-        for group in dict.fromkeys(group for runs in by_row.values() for run in runs for group in run):
-            names = list(dict.fromkeys(name for runs in by_row.values() for run in runs for name in run.get(group, {})))
-            lines = []
-            for row, runs in by_row.items():
-                values = {name: [run[group][name] for run in runs if name in run.get(group, {})] for name in names}
-                cells = (mean_and_deviation(values[name]) for name in names)
-                lines.append((found.rows[row].label, str(len(runs)) if runs else "not run", *cells))
+                measured[run.row.name][run.seed] = _groups(json.loads(path.read_text(encoding="utf-8")))
+        for group in dict.fromkeys(name for runs in measured.values() for run in runs.values() for name in run):
             title = f"{evaluation.label}{f', {group}' if group else ''}"
+            values = {
+                row: {seed: run[group] for seed, run in runs.items() if group in run}
+                for row, runs in measured.items()
+                if not runs or any(group in run for run in runs.values())  # without pictures nothing finds pictures
+            }
+            names = list(dict.fromkeys(name for runs in values.values() for run in runs.values() for name in run))
+            lines = [
+                (
+                    found.rows[row].label,
+                    str(len(runs)) if runs else "not run",
+                    *(_cell([run[name] for run in runs.values() if name in run]) for name in names),
+                )
+                for row, runs in values.items()
+            ]
             tables.append(Table(title, ("", "seeds", *names), tuple(lines)))
+            tables += _differences(found, title, values)
     return tables
+
+
+def _differences(found: Findings, title: str, values: dict[str, dict[int, dict[str, float]]]) -> list[Table]:
+    """The study's comparisons, seed by seed, of what is not the same in all runs."""
+    every = [run for runs in values.values() for run in runs.values()]
+    shared = [name for name in every[0] if all(name in run for run in every)]
+    names = [name for name in shared if len({run[name] for run in every}) > 1]
+    lines = []
+    for claim, pair in found.study.comparisons.items():
+        first, second = (values.get(row, {}) for row in pair)
+        seeds = [seed for seed in first if seed in second]
+        if len(seeds) < 2:
+            continue
+        cells = []
+        for name in names:
+            before, after = ({seed: _known(runs[seed][name]) for seed in seeds} for runs in (first, second))
+            result = compare_over_seeds(before, after)
+            cells.append(f"{result.difference:+.2f} ({result.low:+.2f} to {result.high:+.2f})")
+        lines.append((claim, str(len(seeds)), *cells))
+    return [Table(f"{title}: differences", ("", "seeds", *names), tuple(lines))] if lines else []
+
+
+def _known(value: float) -> Resampled:
+    """As if other examples would change nothing: only other seeds do."""
+    return Resampled(value, np.full(1000, value))
+
+
+def _cell(values: Sequence[float]) -> str:
+    counts = set(values)
+    return str(counts.pop()) if len(counts) == 1 and type(values[0]) is int else mean_and_deviation(values)
 
 
 def _groups(content: dict[str, Any]) -> dict[str, dict[str, float]]:

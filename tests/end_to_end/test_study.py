@@ -16,7 +16,7 @@ import yaml
 from run_study import main
 from scipy.stats import spearmanr, ttest_1samp
 from studies import tables
-from studies.evaluations import evaluate_finished
+from studies.evaluations import evaluate_finished, evaluation_tables
 from studies.grid import Run, expand, load_study
 from studies.material import prepare
 from studies.report import write_report
@@ -427,6 +427,33 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(ValueError, match="evaluation 'retrieval': expected .* and simcse keep none"):
         load_study(study_file)
+
+
+def test_evaluations_are_compared_seed_by_seed(study_file: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(study_file.read_text())
+    content["rows"]["simcse"]["keep"] = content["rows"]["kdmcse"]["keep"] = True
+    content["seeds"] = 3
+    content["evaluations"] = {"m": {"label": "Found", "command": "m.py", "rows": ["untrained", "simcse", "kdmcse"]}}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    study, results = load_study(study_file), Results(tmp_path / "results")
+    found = {"untrained": [40.0], "simcse": [50.0, 53.0, 51.0], "kdmcse": [52.0, 56.0, 52.0]}
+    pretend(results, study_file, found)
+    for row, values in found.items():
+        for seed, value in enumerate(values):
+            file = results.evaluation_file("m", Run(study.rows[row], seed))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pictures = {"pictures": {"r@1": value}} if row == "kdmcse" else {}
+            file.write_text(json.dumps({"captions": {"r@1": value, "queries": 10}, **pictures}))
+    captions, differences, pictures = evaluation_tables(Findings(study, results, study.rows["simcse"].flags["sts_dir"]))
+    assert captions.rows[2] == ("KDMCSE", "3", "53.33 ± 2.31", "10")
+    assert [row[0] for row in pictures.rows] == ["KDMCSE"]
+    assert (differences.title, differences.head) == ("Found, captions: differences", ("", "seeds", "r@1"))
+    ((claim, seeds, cell),) = differences.rows
+    assert (claim, seeds) == ("pictures help", "3")
+    interval = ttest_1samp([2.0, 3.0, 1.0], 0).confidence_interval()
+    value, low, high = (float(number) for number in re.findall(r"[+-][\d.]+", cell))
+    assert value == 2.0
+    assert (low, high) == pytest.approx((interval.low, interval.high), abs=0.1)
 
 
 MEETING = """
