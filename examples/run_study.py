@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         places = {"WORK": str(args.work_dir or os.environ.get("WORK") or args.output_dir / "work")}
         if not args.report_only:
             with results.locked():
-                prepare(study.prepare, places)
+                prepare(study.preparation(runs), places)
                 failed = do_runs(runs, results, study.tasks, places, args.runs_at_once)
                 failed += evaluate_finished(study, runs, results, places, args.runs_at_once)
         print(write_report(study, results, places))

@@ -121,6 +121,20 @@ class Study:
         every = sorted(seed for seed in known if seeds is None or seed in seeds)
         return [Run(row, seed) for seed in every for row in chosen if seed in row.seeds]
 
+    def preparation(self, runs: Sequence[Run]) -> list[dict[str, str]]:
+        """The steps of `prepare` whose product these runs name, their evaluations, or a later such step."""
+        chosen = {run.row.name for run in runs}
+        named = [value for run in runs for value in run.row.flags.values()]
+        named += [evaluation.command for evaluation in self.evaluations if chosen & set(evaluation.rows)]
+        steps: list[dict[str, str]] = []
+        for step in reversed(self.prepare):
+            # One that names no product is found everywhere, and refused when it is taken.
+            product = re.compile(re.escape(str(step.get("make", ""))) + r"(?![\w.-])")
+            if any(product.search(text) for text in named):
+                steps.insert(0, step)
+                named += map(str, step.values())
+        return steps
+
 
 def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> Study:
     """Reads a study.

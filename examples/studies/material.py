@@ -1,7 +1,8 @@
 """What a study's runs read and a data kit holds in another form: unpacked text, teacher caches.
 
-A step of `prepare` names what it makes and how: a file, or a teacher cache. What exists already is left alone; a cache
-without its manifest was left half made, and is made again.
+A step of `prepare` names what it makes and how: a file, or a teacher cache. It is taken where a run, its evaluations or
+a later such step name what it makes. What exists already is left alone; a cache without its manifest was left half
+made, and is made again.
 
     - {make: "${WORK}/sentences.txt", unpack: "${KDMCSE_DATA}/sentences.txt.xz"}
     - {make: "${WORK}/cache", teacher_name: clip, captions_file: ..., image_features_file: ...}

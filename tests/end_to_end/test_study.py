@@ -429,6 +429,27 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
         load_study(study_file)
 
 
+def test_only_what_the_chosen_rows_need_is_prepared(study_file: Path, world: Path) -> None:
+    change(study_file, clean={"like": "kdmcse", "teacher_cache": "${WORK}/clean", "keep": True})
+    content = yaml.safe_load(study_file.read_text())
+    content["rows"]["kdmcse"]["teacher_cache"] = "${WORK}/dual"
+    made = ["${WORK}/dual", "${WORK}/dual_test", "${WORK}/picture", "${WORK}/clean"]
+    content["prepare"] = [{"make": name, "image_features_file": "f"} for name in made[:3]]
+    content["prepare"] += [{"make": made[3], "command": "train_teacher.py --teacher_cache ${WORK}/picture"}]
+    content["evaluations"] = {"m": {"command": "m.py --teacher_cache ${WORK}/dual_test", "rows": ["untrained"]}}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    study = load_study(study_file)
+
+    def prepared(*rows: str) -> list[str]:
+        return [step["make"] for step in study.preparation(study.runs(rows))]
+
+    assert prepared("simcse") == []
+    assert prepared("kdmcse") == made[:1]
+    assert prepared("clean") == made[2:]  # what a step reads is made before
+    assert prepared("untrained") == made[1:2]
+    assert prepared("untrained", "no_filter") == made[:2]
+
+
 def test_evaluations_are_compared_seed_by_seed(study_file: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(study_file.read_text())
     content["rows"]["simcse"]["keep"] = content["rows"]["kdmcse"]["keep"] = True
