@@ -13,16 +13,16 @@ from kdmcse_hf.teacher.shard import publishing
 from studies.grid import Row, Run
 
 Arrays = dict[str, NDArray[Any]]
-_STEPS = np.iinfo(np.int16).max
+_STEPS = np.iinfo(np.uint16).max
 
 
 class Results:
-    """What finished runs left in a folder. A report needs the first two lines, the STS sets and no more.
+    """What finished runs left in a folder. A report needs the results, cosines and evaluations, and the STS sets.
 
     | | |
     |---|---|
     | `results.jsonl` | a line a run |
-    | `cosines/ROW-SEED.npz` | of every pair of every STS set, in steps of 1/32767 |
+    | `cosines/ROW-SEED.npz` | of every pair of every STS set, in 65,535 steps |
     | `draws/ROW-SEED.npz` | the scores of resampled pairs, for intervals |
     | `logs/ROW-SEED.log` | what the run printed |
     | `evaluations/NAME/ROW-SEED.json` | what else was measured of the weights |
@@ -60,14 +60,24 @@ class Results:
         return path.read_text(encoding="utf-8") if path.exists() else None
 
     def save_cosines(self, run: str, cosines: Arrays) -> None:
-        """By set, (N,) each. At two bytes a pair they can be published; no score of one run moves by 0.001."""
-        steps = {task: np.rint(np.clip(cosine, -1, 1) * _STEPS).astype(np.int16) for task, cosine in cosines.items()}
-        self.save_arrays("cosines", run, steps)
+        """By set, (N,) each; at two bytes a pair they can be published.
+
+        In steps between a set's lowest and highest: those of many an untrained encoder all lie within 0.001 of 1.
+        """
+        kept: Arrays = {}
+        for task, cosine in cosines.items():
+            low, high = np.min(cosine), np.max(cosine)
+            kept[task] = np.rint((cosine - low) / ((high - low) or 1) * _STEPS).astype(np.uint16)
+            kept[f"{task} range"] = np.array([low, high], dtype=np.float64)
+        self.save_arrays("cosines", run, kept)
 
     def cosines(self, run: str) -> Arrays | None:
-        """By set, (N,) each, float32."""
-        steps = self.arrays("cosines", run)
-        return None if steps is None else {task: (step / _STEPS).astype(np.float32) for task, step in steps.items()}
+        """By set, (N,) each, float64."""
+        kept = self.arrays("cosines", run)
+        if kept is None:
+            return None
+        ranges = {name.removesuffix(" range"): kept.pop(name) for name in list(kept) if name.endswith(" range")}
+        return {task: low + kept[task] * ((high - low) / _STEPS) for task, (low, high) in ranges.items()}
 
     def save_arrays(self, kind: str, name: str, arrays: Arrays) -> None:
         folder = self.folder / kind

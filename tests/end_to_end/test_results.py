@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from render_results import REPORTS, render
+from render_results import _PLACE, REPORTS, render
 
 RESULTS = Path(__file__).parents[2] / "RESULTS.md"
 DIFFERENCE = re.compile(r"([+-]\d+\.\d\d)\s\(([+-]\d+\.\d\d\sto\s[+-]\d+\.\d\d)\)")
@@ -12,6 +12,7 @@ DIFFERENCE = re.compile(r"([+-]\d+\.\d\d)\s\(([+-]\d+\.\d\d\sto\s[+-]\d+\.\d\d)\
 
 def test_tables_are_those_of_the_reports() -> None:
     text = RESULTS.read_text(encoding="utf-8")
+    assert len(_PLACE.findall(text)) == text.count("<!-- ") > 5  # none that is not understood, and so not filled
     assert text == render(text), "run `python examples/render_results.py RESULTS.md`"
 
 

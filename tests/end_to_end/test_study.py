@@ -343,6 +343,19 @@ def test_draws_are_those_of_the_kept_cosines(study_file: Path, world: Path, tmp_
     np.testing.assert_allclose(again.drawn, -run.drawn, atol=1e-4)
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+def test_kept_cosines_rank_pairs_as_the_run_did_however_alike_its_vectors_are(tmp_path: Path, spread: float) -> None:
+    results = Results(tmp_path)
+    drawn = np.random.default_rng(0).uniform(-1, 1, size=3000)
+    cosines = {"STSB": 1 - spread * (1 - drawn) / 2, "SICKR": np.full(4, 0.5)}
+    results.save_cosines("row-0", cosines)
+    kept = results.cosines("row-0")
+    assert kept.keys() == cosines.keys()
+    np.testing.assert_allclose(kept["STSB"], cosines["STSB"], rtol=0, atol=spread / 60_000)
+    assert spearmanr(kept["STSB"], cosines["STSB"]).statistic > 1 - 1e-8
+    np.testing.assert_array_equal(kept["SICKR"], cosines["SICKR"])
+
+
 def test_cells_are_escaped() -> None:
     table = Table("T & U", ("", "a_b"), (("x|y", "1 ± 2"),))
     assert table.markdown().splitlines()[2] == r"| x\|y | 1 ± 2 |"
