@@ -125,20 +125,24 @@ def sts_cosines(
 def sts_pair_numbers(sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, NDArray[np.int64]]:
     """Which pair each one of a task's test split is, (N,): the same number for the same pair in whatever task.
 
-    Two are the same if their sentences are, in either order, but for case, spaces and punctuation. Of STS-B's test
-    pairs, most stand in STS12 to STS16 as well.
+    Two are the same if their sentences are, in either order, by [`sentence_key`]. Of STS-B's test pairs, most stand in
+    STS12 to STS16 as well.
     """
     numbers: dict[tuple[str, ...], int] = {}
 
     def number(*sentences: str) -> int:
-        key = tuple(sorted(re.sub(r"\W+", "", sentence.casefold()) for sentence in sentences))
-        return numbers.setdefault(key, len(numbers))
+        return numbers.setdefault(tuple(sorted(map(sentence_key, sentences))), len(numbers))
 
     loaded = {task: load_sts(sts_dir, task) for task in tasks}
     return {
         task: np.array([number(*pair) for pair in zip(pairs.first, pairs.second, strict=True)])
         for task, pairs in loaded.items()
     }
+
+
+def sentence_key(sentence: str) -> str:
+    """What a sentence is but for case, spaces and punctuation: the same sentence has it in every file."""
+    return re.sub(r"\W+", "", sentence.casefold())
 
 
 def evaluate_sts(encode: Encoder, sts_dir: str | Path, tasks: Sequence[str] = TASKS) -> dict[str, float]:

@@ -7,7 +7,8 @@
         seeds: 3                     # at most so many of each row; by default all
 
 The script takes `--model_name_or_path`, `--pooling` and `--output_json`, and writes numbers by name into the latter, or
-groups of such.
+groups of such. What it found is kept with the run that it is of and the command: if one of them is another, it is
+measured again.
 """
 
 import json
@@ -24,51 +25,81 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kdmcse_hf.significance import Resampled, compare_over_seeds
+from studies import EXAMPLES
+from studies.child import child_environment
+from studies.findings import Findings
 from studies.grid import Evaluation, Run, Study, expand
-from studies.results import Results
-from studies.runs import shares
-from studies.tables import Findings, Table, mean_and_deviation
+from studies.results import Results, write_json
+from studies.runs import reason_of, shares
+from studies.table import Table, mean_and_deviation
 
-EXAMPLES = Path(__file__).parents[1]
 _BySeed = dict[int, dict[str, dict[str, float]]]
 """Groups of numbers by name."""
+_Source = dict[str, str | None]
 
 
 def evaluate_finished(
     study: Study, runs: Sequence[Run], results: Results, places: Mapping[str, str], at_once: int
 ) -> list[str]:
     """Does what is not done yet of these runs, if they are finished, `at_once` at a time; says what failed, and why."""
-    chosen = {(run.row.name, run.seed) for run in runs} & results.records().keys()
+    chosen = {run.name for run in runs}
     todo = [
-        (evaluation, run)
+        (evaluation, run, source)
         for evaluation in study.evaluations
-        for run in _runs(study, evaluation)
-        if (run.row.name, run.seed) in chosen and not results.evaluation_file(evaluation.name, run).exists()
+        for run, source in _finished(study, evaluation, results)
+        if run.name in chosen and _found(results.evaluation_file(evaluation.name, run), source) is None
     ]
+    alive, held = os.pipe()  # whatever ends this process closes it, and that ends who reads it
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     for share in shares(at_once):
         free.put(share)
 
-    def failure(job: tuple[Evaluation, Run]) -> str | None:
+    def failure(job: tuple[Evaluation, Run, _Source]) -> str | None:
         share = free.get()
         try:
-            return _evaluate(*job, results, places, share)
+            return _evaluate(*job, results, places, share, alive)
         finally:
             free.put(share)
 
     with ThreadPoolExecutor(at_once) as pool:
-        reasons = list(tqdm(pool.map(failure, todo), desc="Evaluations", unit="run", total=len(todo), disable=None))
+        try:
+            reasons = list(tqdm(pool.map(failure, todo), desc="Evaluations", unit="run", total=len(todo), disable=None))
+        finally:
+            os.close(held)
+            os.close(alive)
     return [
-        f"{evaluation.name} of {run.name}: {why}" for (evaluation, run), why in zip(todo, reasons, strict=True) if why
+        f"{evaluation.name} of {run.name}: {why}"
+        for (evaluation, run, _), why in zip(todo, reasons, strict=True)
+        if why
     ]
 
 
-def _runs(study: Study, evaluation: Evaluation) -> list[Run]:
-    return [Run(study.rows[row], seed) for row in evaluation.rows for seed in study.rows[row].seeds[: evaluation.seeds]]
+def _finished(study: Study, evaluation: Evaluation, results: Results) -> list[tuple[Run, _Source]]:
+    """The runs that can be measured, and what tells a measurement of them from another."""
+    records = results.records()
+    runs = (Run(study.rows[row], seed) for row in evaluation.rows for seed in study.rows[row].seeds[: evaluation.seeds])
+    return [
+        (run, {"command": evaluation.command, "run": record["fingerprint"], "finished": record["cost"].get("finished")})
+        for run in runs
+        if (record := records.get((run.row.name, run.seed)))
+    ]
+
+
+def _found(path: Path, source: _Source) -> dict[str, Any] | None:
+    """What was measured, unless it is of another run or by another command."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found: dict[str, Any] | None = content.get("found")
+    return found if content.get("of") == source else None
 
 
 def _evaluate(
-    evaluation: Evaluation, run: Run, results: Results, places: Mapping[str, str], share: dict[str, str]
+    evaluation: Evaluation,
+    run: Run,
+    source: _Source,
+    results: Results,
+    places: Mapping[str, str],
+    share: dict[str, str],
+    alive: int,
 ) -> str | None:
     target = results.evaluation_file(evaluation.name, run)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,18 +112,19 @@ def _evaluate(
     elif not Path(model).is_dir():
         return f"{model} is gone: give the row `keep: true`, and run it again"
     script, *arguments = (expand(part, places) for part in evaluation.command.split())
-    command = [sys.executable, str(EXAMPLES / script), *arguments, "--model_name_or_path", model, *pooling]
+    command = [str(EXAMPLES / script), *arguments, "--model_name_or_path", model, *pooling]
     with log.open("wb") as file:
         ended = subprocess.run(
-            [*command, "--output_json", str(temporary)],
+            [sys.executable, "-m", "studies.child", *command, "--output_json", str(temporary)],
+            stdin=alive,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **share, "TQDM_DISABLE": "1"},
+            env=child_environment(share),
         )
     if ended.returncode:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return f"{lines[-1][:300] if lines else f'status {ended.returncode}'}; see {log}"
-    temporary.replace(target)
+        return reason_of(ended.returncode, log)
+    write_json(target, {"of": source, "found": json.loads(temporary.read_text(encoding="utf-8"))})
+    temporary.unlink()
     log.unlink()
     return None
 
@@ -102,10 +134,9 @@ def evaluation_tables(found: Findings) -> list[Table]:
     tables = []
     for evaluation in found.study.evaluations:
         measured: dict[str, _BySeed] = {row: {} for row in evaluation.rows}
-        for run in _runs(found.study, evaluation):
-            path = found.results.evaluation_file(evaluation.name, run)
-            if path.exists():
-                measured[run.row.name][run.seed] = _groups(json.loads(path.read_text(encoding="utf-8")))
+        for run, source in _finished(found.study, evaluation, found.results):
+            if (content := _found(found.results.evaluation_file(evaluation.name, run), source)) is not None:
+                measured[run.row.name][run.seed] = _groups(content)
         for group in dict.fromkeys(name for runs in measured.values() for run in runs.values() for name in run):
             title = f"{evaluation.label}{f', {group}' if group else ''}"
             values = {

@@ -14,8 +14,9 @@ import yaml
 from kdmcse_hf.sts import TASKS
 
 _KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
-_KEYS |= {"subsets", "plots", "notes", "evaluations"}
+_KEYS |= {"subsets", "plots", "notes", "evaluations", "training_captions"}
 _EVALUATION_KEYS = {"command", "rows", "label", "seeds"}
+_CAPTIONS_KEYS = {"captions_file", "splits_file", "split"}
 _ROW_KEYS = {"like", "label", "seeds", "train", "keep", "best_of"}
 
 
@@ -31,7 +32,7 @@ class Row:
         train: `False` scores the encoder as it is.
         keep: whether the weights are kept.
         best_of: names of other rows; this one is that of them whose mean on STS-B dev, over the seeds that they share,
-            is highest, and is not run.
+            is highest, and is not run. Rows that are not finished do not take part.
     """
 
     name: str
@@ -49,6 +50,11 @@ class Row:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def run_name(row: str, seed: int) -> str:
+    """Of files and folders."""
+    return f"{row}-{seed}"
+
+
 @dataclass(frozen=True)
 class Run:
     """A row with one seed."""
@@ -58,7 +64,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.row.name}-{self.seed}"
+        return run_name(self.row.name, self.seed)
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ class Study:
         plots: names of the rows that the plots show.
         notes: what a reader of the report has to know.
         evaluations: what else is measured; not those of included files.
+        training_captions: `captions_file`, `splits_file` and `split`: where the captions are that rows train on. Test
+            pairs that have one of them are counted, and comparisons are made without them as well.
     """
 
     name: str
@@ -103,6 +111,7 @@ class Study:
     plots: tuple[str, ...]
     notes: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
+    training_captions: Mapping[str, str] | None
 
     def runs(self, rows: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Run]:
         """The runs of these rows (by default this file's own) and seeds: all rows of one seed before the next.
@@ -171,7 +180,13 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
         plots=tuple(stated.get("plots") or own),
         notes=tuple(merged.get("notes") or ()),
         evaluations=tuple(_evaluation(path, *item, rows) for item in (stated.get("evaluations") or {}).items()),
+        training_captions=merged.get("training_captions"),
     )
+    if study.training_captions is not None and set(study.training_captions) != _CAPTIONS_KEYS:
+        raise ValueError(
+            f"{path}: `training_captions` has {', '.join(study.training_captions)}: expected "
+            f"{', '.join(sorted(_CAPTIONS_KEYS))}."
+        )
     named = {*study.plots, *(n for names in (*study.tables.values(), *study.comparisons.values()) for n in names)}
     if unknown := sorted(named - set(rows)):
         raise ValueError(f"{path}: tables, comparisons or plots name unknown rows: {', '.join(unknown)}.")
@@ -230,10 +245,11 @@ def _row(
 def _choice(path: Path, name: str, stated: dict[str, Any], known: dict[str, Row]) -> Row:
     candidates = tuple(stated["best_of"])
     odd = sorted({candidate for candidate in candidates if candidate not in known or known[candidate].best_of})
-    if odd or not candidates or set(stated) - {"best_of", "label"}:
+    seeds = [set(known[candidate].seeds) for candidate in candidates if not odd]
+    if not seeds or not set.intersection(*seeds) or set(stated) - {"best_of", "label"}:
         raise ValueError(
-            f"{path}, row {name!r}: expected `best_of` with names of rows above it that are run, and a `label` at "
-            f"most; it has {', '.join(stated)}" + (f", and {', '.join(odd)} is none." if odd else ".")
+            f"{path}, row {name!r}: expected `best_of` with names of rows above it that are run and share a seed, and "
+            f"a `label` at most; it has {', '.join(stated)}" + (f", and {', '.join(odd)} is none." if odd else ".")
         )
     return Row(name, str(stated.get("label", name)), {}, (), best_of=candidates)
 

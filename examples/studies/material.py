@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdmcse_hf.teacher.cache import MANIFEST
+from studies import EXAMPLES
 from studies.grid import expand
-
-EXAMPLES = Path(__file__).parents[1]
 
 
 def prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str]) -> None:

@@ -4,9 +4,7 @@ python -m studies.one_run RUN_FOLDER
 """
 
 import json
-import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ from train_variants import main as train
 from transformers import AutoModel, set_seed
 
 from kdmcse_hf.embedding import SentenceEncoder
-from kdmcse_hf.teacher.shard import publishing
 from kdmcse_hf.tokenizer import load_tokenizer
+from studies.child import end_with_the_study
 from studies.measures import curves, environment, measure, peak_mb
-from studies.results import Results
+from studies.results import Results, write_json
 
 
 def main(folder: Path) -> None:
@@ -59,21 +57,6 @@ def main(folder: Path) -> None:
         },
     }
     write_json(folder / "record.json", record)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with publishing(path) as file:
-        file.write(json.dumps(content, ensure_ascii=False).encode())
-
-
-def end_with_the_study() -> None:
-    """Ends this process when the one that started it is gone: nobody else would know that it still writes here."""
-
-    def wait() -> None:
-        os.read(0, 1)  # not by sys.stdin, whose lock would keep this process from ending by itself
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from studies.tables import Findings
+from studies.findings import Findings
+from studies.grid import run_name
 
 _MARKERS = "osD^vPX*<>"
 _LINES = ("-", "--", "-.", ":")
@@ -167,7 +168,7 @@ def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
 
 
 def _name(record: dict[str, Any]) -> str:
-    return f"{record['row']}-{record['seed']}"
+    return run_name(record["row"], record["seed"])
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

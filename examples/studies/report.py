@@ -6,11 +6,12 @@ from typing import Any
 
 from kdmcse_hf.teacher.shard import publishing
 from studies.evaluations import evaluation_tables
+from studies.findings import Findings
 from studies.grid import Study, expand
+from studies.overlap import captions_in, overlap_table
 from studies.results import Results
+from studies.table import Table
 from studies.tables import (
-    Findings,
-    Table,
     comparisons_table,
     other_measures_table,
     scores_table,
@@ -25,8 +26,9 @@ HOW = (
     "(Student's t); they say nothing of other sets or other data, and there are none of a single seed. A comparison is "
     "made seed by seed, for runs of one seed share what their rows share, batches above all; its difference is the "
     "mean over the seeds that both rows have. Intervals stand each for itself; what is called shown is so at the 5 % "
-    "level after Holm's correction for the number of rows of that table; a star says the same. Checkpoints are chosen "
-    "by STS-B dev, most of whose pairs stand in the test sets of STS12 to STS16 as well, as everywhere in the field. "
+    "level after Holm's correction for all comparisons of that table, also those that are not done yet; a star says "
+    "the same. Checkpoints are chosen by STS-B dev, most of whose pairs "
+    "stand in the test sets of STS12 to STS16 as well, as everywhere in the field. "
     "Alignment and uniformity are over the whole of STS-B test. "
     "Intervals of transfer and retrieval take in the seeds alone."
 )
@@ -37,7 +39,8 @@ def write_report(study: Study, results: Results, places: Mapping[str, str]) -> P
     folder = results.folder / study.name
     folder.mkdir(parents=True, exist_ok=True)
     sts_dir = next(iter(study.rows.values())).flags["sts_dir"]
-    found = Findings(study, results, expand(sts_dir, places))
+    captions = captions_in(study.training_captions, places) if study.training_captions else ()
+    found = Findings(study, results, expand(sts_dir, places), captions)
     runs = study.runs()
     finished = {(name, record["seed"]) for name, records in found.records.items() for record in records}
     done = sum((run.row.name, run.seed) in finished for run in runs)
@@ -60,6 +63,8 @@ def _tables(found: Findings) -> Iterable[Table]:
         yield other_measures_table(found, f"{title}: other measures", rows)
     if found.study.comparisons:
         yield comparisons_table(found)
+    if found.captions:
+        yield overlap_table(found.sts_dir, found.study.tasks, found.captions)
     yield from evaluation_tables(found)
     yield subsets_table(found, found.study.plots)
     if found.study.subsets:

@@ -1,7 +1,7 @@
 """The results folder: a JSON line a finished run, and the cosines of its pairs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdmcse_hf.teacher.shard import publishing
-from studies.grid import Row, Run
+from studies.grid import Row, Run, run_name
 
 Arrays = dict[str, NDArray[Any]]
 _STEPS = np.iinfo(np.uint16).max
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A kill leaves the file as it was, or whole."""
+    with publishing(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1).encode())
 
 
 class Results:
@@ -25,7 +31,7 @@ class Results:
     | `cosines/ROW-SEED.npz` | of every pair of every STS set, in 65,535 steps |
     | `draws/ROW-SEED.npz` | the scores of resampled pairs, for intervals |
     | `logs/ROW-SEED.log` | what the run printed |
-    | `evaluations/NAME/ROW-SEED.json` | what else was measured of the weights |
+    | `evaluations/NAME/ROW-SEED.json` | what else was measured of the weights, and of which run they are |
     | `runs/ROW-SEED/` | runs at work, or failed; and the weights of rows with `keep` |
     """
 
@@ -93,13 +99,14 @@ class Results:
             return {key: saved[key] for key in saved.files}
 
     def check_same_flags(self, rows: list[Row], tasks: Sequence[str]) -> None:
-        """Refuses rows that were run with other flags, or scored on other sets: their seeds would be of two kinds.
+        """Refuses rows that were run with other flags, data or teachers, or scored on other sets: seeds of two kinds.
 
         Raises:
             ValueError: names the rows and what differs.
         """
         changed = []
         known = {row.name: row for row in rows}
+        read: dict[tuple[str, str], tuple[str, Any]] = {}
         for (name, seed), record in self.records().items():
             if name in known and record["fingerprint"] != known[name].fingerprint:
                 before, now = record["flags"], known[name].flags
@@ -111,9 +118,14 @@ class Results:
                 changed.append(f"{name} (seed {seed}): {', '.join(flags) or 'trained or not'}")
             elif name in known and (scored := record["sts"].keys() - {"avg"}) != set(tasks):
                 changed.append(f"{name} (seed {seed}): scored on {', '.join(sorted(scored))}, not {', '.join(tasks)}")
+            elif name in known:
+                for what, content in (("teacher", record.get("teacher")), ("data", record.get("data"))):
+                    other, before = read.setdefault((name, what), (run_name(name, seed), content))
+                    if content != before:
+                        changed.append(f"{name} (seed {seed}): another {what} than that of {other}, in the same place")
         if changed:
             raise ValueError(
-                f"{self.file} has runs of the same rows with other flags:\n  "
+                f"{self.file} has runs of the same rows that were made in another way:\n  "
                 + "\n  ".join(changed)
                 + "\nGive the row another name or the study another --output_dir, or remove those lines."
             )

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from studies.child import child_environment
 from studies.grid import Run, expand
-from studies.results import Results
-
-EXAMPLES = Path(__file__).parents[1]
+from studies.results import Results, write_json
 
 
 def do_runs(
@@ -121,7 +120,6 @@ def _start(
     if not record.exists():
         starts = _begin(run, folder, tasks, places)
         log.parent.mkdir(exist_ok=True)
-        path = os.pathsep.join(filter(None, (str(EXAMPLES), os.environ.get("PYTHONPATH"))))
         with log.open("ab") as file:
             file.write(f"=== {run.name}, start {starts}\n".encode())
             file.flush()
@@ -131,7 +129,7 @@ def _start(
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **share, "PYTHONPATH": path, "TQDM_DISABLE": "1"},
+                env=child_environment(share),
             )
     return _RunAtWork(run, share, time.monotonic(), process)
 
@@ -142,13 +140,17 @@ def _finish(ended: _RunAtWork, results: Results) -> str | None:
     if ended.process is not None and ended.process.stdin is not None:
         ended.process.stdin.close()
     if ended.process is not None and ended.process.returncode:
-        reason = _reason(ended.process.returncode, results.log_file(ended.run))
+        reason = reason_of(ended.process.returncode, results.log_file(ended.run))
         (folder / "failure.txt").write_text(reason, encoding="utf-8")
         return reason
     results.add(json.loads((folder / "record.json").read_text(encoding="utf-8")))
-    (folder / "failure.txt").unlink(missing_ok=True)
-    for part in folder.glob("model/checkpoint-*") if ended.run.row.keep else (folder,):
+    if not ended.run.row.keep:
+        shutil.rmtree(folder)
+        return None
+    for part in folder.glob("model/checkpoint-*"):
         shutil.rmtree(part)
+    for file in folder.glob("*.*"):  # the weights alone: whoever takes the line out of the results wants a new run
+        file.unlink()
     return None
 
 
@@ -164,7 +166,9 @@ def _begin(run: Run, folder: Path, tasks: Sequence[str], places: Mapping[str, st
     """
     job_file = folder / "job.json"
     starts = 0
-    if job_file.exists():
+    if not job_file.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # the weights of a run that was taken out of the results
+    else:
         job = json.loads(job_file.read_text(encoding="utf-8"))
         starts = job["starts"]
         if job["fingerprint"] != run.row.fingerprint:
@@ -186,16 +190,14 @@ def _begin(run: Run, folder: Path, tasks: Sequence[str], places: Mapping[str, st
         "tasks": list(tasks),
         "starts": starts + 1,
     }
-    temporary = folder / "job.json.tmp"
-    temporary.write_text(json.dumps(job), encoding="utf-8")
-    temporary.replace(job_file)
+    write_json(job_file, job)
     return starts + 1
 
 
-def _reason(status: int, log: Path) -> str:
-    """One line: the signal, or the error."""
+def reason_of(status: int, log: Path) -> str:
+    """Why a process failed, in a line: the signal, or the last that it printed."""
     if status < 0:
         killed = " (the system does so where memory is short)" if status == -9 else ""
         return f"killed by signal {-status}{killed}; see {log}"
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1][:300]}; see {log}"
+    return f"{lines[-1][:300] if lines else f'status {status}'}; see {log}"

@@ -15,14 +15,17 @@ import torch
 import yaml
 from run_study import main
 from scipy.stats import spearmanr, ttest_1samp
-from studies import tables
+from studies import findings
 from studies.evaluations import evaluate_finished, evaluation_tables
+from studies.findings import UNSEEN, Findings
 from studies.grid import Run, expand, load_study
 from studies.material import prepare
+from studies.overlap import captions_in, overlap_table
 from studies.report import write_report
 from studies.results import Results
 from studies.runs import shares
-from studies.tables import Findings, Table, comparisons_table, mean_and_deviation, scores_table
+from studies.table import Table, mean_and_deviation
+from studies.tables import comparisons_table, scores_table
 
 from kdmcse_hf.significance import holm
 from kdmcse_hf.sts import load_sts, sts_pair_numbers
@@ -88,9 +91,11 @@ def pretend(results: Results, study_file: Path, scores: dict[str, list[float]]) 
             gold = np.asarray(load_sts(row.flags["sts_dir"], "STSB").scores)
             results.save_cosines(f"{name}-{seed}", {"STSB": gold / 10})
             cosines = results.cosines(f"{name}-{seed}")
-            source = tables._digest(cosines, {"STSB": gold}, sts_pair_numbers(row.flags["sts_dir"], ["STSB"]))
+            numbers, unseen = sts_pair_numbers(row.flags["sts_dir"], ["STSB"]), {"STSB": np.arange(len(gold))}
+            source = findings._digest(cosines, {"STSB": gold}, numbers, unseen)
             draws = np.full(1000, value, dtype=np.float32)
-            results.save_arrays("draws", f"{name}-{seed}", {"STSB": draws, "avg": draws, tables._OF: source})
+            arrays = {"STSB": draws, "avg": draws, findings._OF: source}
+            results.save_arrays("draws", f"{name}-{seed}", arrays)
             results.add(
                 {"row": name, "seed": seed, "fingerprint": row.fingerprint, "flags": row.flags, "subsets": {}}
                 | {"sts": {"STSB": value, "avg": value}, "stsb": {"dev": {"spearman": value + 1}}, "rates": {}}
@@ -259,6 +264,16 @@ def test_what_is_called_shown_is_so_after_holm_s_correction(study_file: Path, wo
     assert [value < 0.05 for value in p] == [True, False, True]
     assert [row[-1] for row in rows] == ["yes", "not shown", "not shown"]
 
+    # What is asked and not done yet counts as well; the same two rows under another name are asked once.
+    change(study_file, tuned={"best_of": ["no_filter"]})
+    content = yaml.safe_load(study_file.read_text())
+    content["comparisons"] |= {"the tuned filter helps": ["tuned", "kdmcse"], "still to come": ["broken", "kdmcse"]}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    *rows, again, missing = comparisons_table(Findings(load_study(study_file), results, str(world / "sts"))).rows
+    assert [float(row[6]) for row in rows] == pytest.approx(holm([*p, 1.0])[:3], abs=2e-4)
+    assert again[2:] == rows[1][2:]
+    assert missing[-1] == "not run"
+
 
 def test_the_best_of_several_rows_is_chosen_by_dev_and_takes_part_in_comparisons(
     study_file: Path, world: Path, tmp_path: Path
@@ -291,7 +306,11 @@ def test_the_best_of_several_rows_is_chosen_by_dev_and_takes_part_in_comparisons
     results.file.unlink()
     for record in records:
         results.add(record)
-    assert Findings(study, results, str(world / "sts")).rows["best"].label == "tuned (KDMCSE)"
+    partly = Findings(study, results, str(world / "sts"))
+    assert partly.rows["best"].label == "tuned (text only, of 1 of 2)"  # one that is not finished waits
+    change(study_file, elsewhere={"like": "simcse", "seeds": [7]}, best={"best_of": ["kdmcse", "elsewhere"]})
+    with pytest.raises(ValueError, match="row 'best': expected .* share a seed"):
+        load_study(study_file)
     for wrong in ({"best_of": ["nothing"]}, {"best_of": []}, {"best_of": ["simcse"], "seeds": 2}):
         change(study_file, best=wrong)
         with pytest.raises(ValueError, match="row 'best': expected `best_of` with names of rows above it"):
@@ -405,6 +424,36 @@ def test_a_kept_run_with_other_flags_is_not_filed_as_the_new_one(study_file: Pat
         main([*arguments, "--report_only"])
 
 
+def test_a_kept_run_that_is_taken_out_of_the_results_is_made_again(study_file: Path, tmp_path: Path) -> None:
+    results = Results(tmp_path / "results")
+    change(study_file, simcse={"preset": "simcse", "seeds": 1, "keep": True, "max_steps": 2})
+    arguments = [str(study_file), "--output_dir", str(results.folder), "--rows", "simcse"]
+    assert main(arguments) == 0
+    folder = results.folder / "runs" / "simcse-0"
+    assert [path.name for path in folder.iterdir()] == ["model"]
+    weights = (folder / "model" / "model.safetensors").stat()
+    results.file.unlink()
+    assert main(arguments) == 0
+    assert len(results.records()) == 1
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns > weights.st_mtime_ns
+
+
+def test_seeds_of_one_row_from_other_teachers_or_data_are_refused(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"kdmcse": [70.0, 71.0], "simcse": [50.0, 51.0]})
+    records = list(results.records().values())
+    results.file.unlink()
+    for record in records:
+        results.add({**record, "teacher": {"manifest": record["seed"] if record["row"] == "kdmcse" else 0}})
+    with pytest.raises(SystemExit):
+        main([str(study_file), "--output_dir", str(results.folder), "--report_only"])
+    error = capsys.readouterr().err
+    assert "kdmcse (seed 1): another teacher than that of kdmcse-0, in the same place" in error
+    assert "simcse" not in error
+
+
 def test_a_seed_that_no_row_has_is_refused(study_file: Path) -> None:
     with pytest.raises(ValueError, match=r"No row has the seeds \[7\]: they have \[0, 1\]"):
         load_study(study_file).runs(seeds=[0, 7])
@@ -427,14 +476,21 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     (failed,) = evaluate_finished(study, study.runs(), results, places, 1)
     assert failed.startswith("retrieval of kdmcse-0: ")
     assert "is gone: give the row `keep: true`" in failed
-    found = json.loads(results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).read_text())
+    found = json.loads(results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).read_text())["found"]
     assert not list(results.folder.glob("evaluations/**/*.log"))
     report = write_report(study, results, {}).read_text()
     assert "## Found, caption to caption" in report
     assert f"| untrained | 1 | {found['caption_to_caption']['r@1']:.2f} | " in report
-    results.evaluation_file("retrieval", Run(study.rows["untrained"], 0)).write_text('{"MR": 1.0}')
+    file = results.evaluation_file("retrieval", Run(study.rows["untrained"], 0))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "found": {"MR": 1.0}}))
     evaluate_finished(study, study.runs(), results, places, 1)  # what is done stays
     assert "| untrained | 1 | 1.00 |" in write_report(study, results, {}).read_text()
+    record = results.records()["untrained", 0]
+    for again in ({**record, "cost": {"finished": "later"}}, {**record, "fingerprint": "other flags"}):
+        results.add(again)  # the run was made again: what was measured of the other is not of this one
+        assert "## Found" not in write_report(study, results, {}).read_text()
+        evaluate_finished(study, study.runs(), results, places, 1)
+        assert json.loads(file.read_text())["found"] == found
 
     content["evaluations"]["retrieval"]["rows"] = ["simcse"]
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -477,7 +533,9 @@ def test_evaluations_are_compared_seed_by_seed(study_file: Path, tmp_path: Path)
             file = results.evaluation_file("m", Run(study.rows[row], seed))
             file.parent.mkdir(parents=True, exist_ok=True)
             pictures = {"pictures": {"r@1": value}} if row == "kdmcse" else {}
-            file.write_text(json.dumps({"captions": {"r@1": value, "queries": 10}, **pictures}))
+            source = {"command": "m.py", "run": study.rows[row].fingerprint, "finished": None}
+            measured = {"captions": {"r@1": value, "queries": 10}, **pictures}
+            file.write_text(json.dumps({"of": source, "found": measured}))
     captions, differences, pictures = evaluation_tables(Findings(study, results, study.rows["simcse"].flags["sts_dir"]))
     assert captions.rows[2] == ("KDMCSE", "3", "53.33 ± 2.31", "10")
     assert [row[0] for row in pictures.rows] == ["KDMCSE"]
@@ -512,8 +570,82 @@ def test_evaluations_share_the_machine_as_runs_do(study_file: Path, tmp_path: Pa
     pretend(results, study_file, {"untrained": [40.0], "first_token": [39.0]})
     assert evaluate_finished(study, study.runs(), results, {}, 2) == []
     for row in ("untrained", "first_token"):
-        found = json.loads(results.evaluation_file("m", Run(study.rows[row], 0)).read_text())
+        found = json.loads(results.evaluation_file("m", Run(study.rows[row], 0)).read_text())["found"]
         assert found == {"met": 2, "threads": max(1, (os.cpu_count() or 1) // 2)}
+
+
+ENDLESS = """
+import os, pathlib, time
+(pathlib.Path(__file__).parent / "pid").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+STUDY = """
+import sys
+from studies.evaluations import evaluate_finished
+from studies.grid import load_study
+from studies.results import Results
+from pathlib import Path
+study = load_study(sys.argv[1])
+evaluate_finished(study, study.runs(), Results(Path(sys.argv[2])), {}, 1)
+"""
+
+
+def test_an_evaluation_ends_with_a_study_that_is_killed(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    content = yaml.safe_load(study_file.read_text())
+    content["evaluations"] = {"m": {"command": str(tmp_path / "endless.py"), "rows": ["untrained"]}}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"untrained": [40.0]})
+    command = [sys.executable, "-c", STUDY, str(study_file), str(results.folder)]
+    path = os.pathsep.join([str(EXAMPLES), *sys.path])
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as killed:
+        number = tmp_path / "pid"
+        while not (number.exists() and number.read_text()):
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+    end = time.monotonic() + 30
+    while Path(f"/proc/{number.read_text()}").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{number.read_text()}").exists()
+
+
+def test_what_rests_on_test_pairs_with_a_training_caption_shows_without_them(
+    study_file: Path, world: Path, tmp_path: Path
+) -> None:
+    pairs = load_sts(world / "sts", "STSB")
+    content = yaml.safe_load(study_file.read_text())
+    content["training_captions"] = {"captions_file": "${HERE}/captions.csv", "splits_file": "${HERE}/splits.csv"}
+    content["training_captions"]["split"] = "train"
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    trained = list(dict.fromkeys(pairs.first))[:9]
+    lines = [*(f'a.jpg,"{sentence.upper()} !"' for sentence in trained), f'b.jpg,"{pairs.second[-1]}"']
+    (tmp_path / "captions.csv").write_text("image,caption\n" + "\n".join(lines) + "\n")
+    (tmp_path / "splits.csv").write_text("image,split\na.jpg,train\nb.jpg,test\n")
+
+    study, results = load_study(study_file), Results(tmp_path / "results")
+    captions = captions_in(study.training_captions, {"HERE": str(tmp_path)})
+    known = np.array([any(s in trained for s in pair) for pair in zip(pairs.first, pairs.second, strict=True)])
+    assert 0 < known.sum() < len(known) / 2
+    table = overlap_table(str(world / "sts"), ["STSB"], captions)
+    assert table.rows[0][:3] == ("STSB", str(len(known)), str(known.sum()))
+
+    # The second row is the better one by these pairs alone.
+    pretend(results, study_file, {"simcse": [0.0, 0.0], "kdmcse": [0.0, 0.0]})
+    gold, rng = np.asarray(pairs.scores), np.random.default_rng(0)
+    for seed in (0, 1):
+        noise = gold + rng.normal(size=len(gold))
+        results.save_cosines(f"simcse-{seed}", {"STSB": np.where(known, -5 * gold, noise)})
+        results.save_cosines(f"kdmcse-{seed}", {"STSB": noise})
+    found = Findings(study, results, str(world / "sts"), captions)
+    on_all, without = (found.resampled("kdmcse", measure)[0] for measure in ("STSB", UNSEEN))
+    cosines = results.cosines("kdmcse-0")["STSB"]
+    assert without.value == pytest.approx(100 * spearmanr(cosines[~known], gold[~known]).statistic)
+    assert not np.allclose(on_all.drawn, without.drawn)
+    assert found.compare(("simcse", "kdmcse"), "STSB").low > 5
+    assert found.compare(("simcse", "kdmcse"), UNSEEN).difference == pytest.approx(0, abs=0.01)
+    assert comparisons_table(found).rows[0][-1].startswith(("+0.00", "-0.00"))
 
 
 def test_a_missing_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

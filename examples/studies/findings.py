@@ -1,0 +1,179 @@
+"""The finished runs of a study by row: their scores, intervals over pairs and seeds, and comparisons."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdmcse_hf.significance import (
+    Comparison,
+    Interval,
+    Resampled,
+    compare_over_seeds,
+    interval_over_seeds,
+    resample_spearman,
+)
+from kdmcse_hf.sts import load_sts, sts_pair_numbers, sts_subsets
+from studies.grid import Study, run_name
+from studies.overlap import known_sentences
+from studies.results import Arrays, Results
+
+UNSEEN = "avg without training captions"
+"""As a measure: the mean over the sets, of their pairs that have none of the captions that rows train on."""
+_VALUE = f"{UNSEEN}: on the pairs as they are"
+_OF = "digest of what was resampled, and how (2)"
+"""Another number where the same cosines are drawn in another way: draws of both ways would be paired."""
+
+
+class Findings:
+    """The finished runs of a study, by row.
+
+    Attributes:
+        rows: of the study; one with `best_of` is the row that was chosen, under a label that says so.
+        records: of each row.
+        captions: that rows train on, by [`sentence_key`].
+    """
+
+    def __init__(self, study: Study, results: Results, sts_dir: str, captions: Collection[str] = ()) -> None:
+        self.study, self.results, self.sts_dir, self.captions = study, results, sts_dir, captions
+        self._drawn: dict[str, Arrays] = {}
+        self._gold: Arrays = {}
+        self._unseen: Arrays = {}
+        self._pairs: dict[str, NDArray[np.int64]] | None = None
+        self.rows = dict(study.rows)
+        self.records: dict[str, list[dict[str, Any]]] = {name: [] for name in study.rows}
+        for (name, seed), record in sorted(results.records().items()):
+            if name in study.rows and seed in study.rows[name].seeds:
+                self.records[name].append(record)
+        for name, row in study.rows.items():
+            whole = {run: len(self.records[run]) == len(study.rows[run].seeds) for run in row.best_of}
+            if done := [candidate for candidate in row.best_of if whole[candidate]]:
+                best = self._best(done)
+                partly = "" if len(done) == len(row.best_of) else f", of {len(done)} of {len(row.best_of)}"
+                chosen = study.rows[best]
+                self.rows[name] = dataclasses.replace(chosen, label=f"{row.label} ({chosen.label}{partly})")
+                self.records[name] = self.records[best]
+
+    def _best(self, rows: Sequence[str]) -> str:
+        """Highest on STS-B dev over the seeds that all of these have: seeds differ by more than rows do."""
+        seeds = set.intersection(*({record["seed"] for record in self.records[row]} for row in rows))
+
+        def dev(row: str) -> float:
+            records = [record for record in self.records[row] if record["seed"] in seeds]
+            return float(np.mean([record["stsb"]["dev"]["spearman"] for record in records]))
+
+        return max(rows, key=dev)
+
+    def values(self, row: str, *path: str) -> list[float]:
+        """A measure of each run of a row that has it, such as `values("kdmcse", "sts", "avg")`."""
+        found = []
+        for record in self.records[row]:
+            value: Any = record
+            for key in path:
+                value = value.get(key) if isinstance(value, dict) else None
+            if value is not None:
+                found.append(value)
+        return found
+
+    def resampled(self, row: str, measure: str) -> dict[int, Resampled]:
+        """By seed, a row on an STS set, on `avg`, the sets' mean, on `UNSEEN`, or on a subset (`STS14/images`)."""
+        kind = "subsets" if "/" in measure else "sts"
+        result = {}
+        for record in self.records[row]:
+            draws = self._draws(record)
+            value = float(draws[_VALUE]) if measure == UNSEEN else record[kind][measure]
+            result[record["seed"]] = Resampled(value, draws[measure])
+        return result
+
+    def _draws(self, record: dict[str, Any]) -> Arrays:
+        """The scores of one run on resampled pairs, by set and subset; kept, for they take seconds."""
+        name = run_name(record["row"], record["seed"])
+        if name not in self._drawn:
+            cosines = self.results.cosines(name)
+            if cosines is None:
+                raise ValueError(f"{self.results.folder}/cosines lacks {name}.npz: without it no intervals.")
+            gold = {task: self.gold(task) for task in cosines}
+            pairs = self._pair_numbers(list(cosines))
+            unseen = {task: self.unseen(task) for task in cosines}
+            source = _digest(cosines, gold, pairs, unseen)  # a run that was made again has other draws
+            drawn = self.results.arrays("draws", name) or {}
+            if not np.array_equal(drawn.pop(_OF, None), source):
+                drawn = self._draw(cosines, gold, pairs, unseen)
+                self.results.save_arrays("draws", name, {**drawn, _OF: source})
+            self._drawn[name] = drawn
+        return self._drawn[name]
+
+    def gold(self, task: str) -> NDArray[np.float64]:
+        """The gold scores of a set's pairs, (N,)."""
+        if task not in self._gold:
+            self._gold[task] = np.asarray(load_sts(self.sts_dir, task).scores)
+        return self._gold[task]
+
+    def unseen(self, task: str) -> NDArray[np.int64]:
+        """The rows of a set's pairs without a training caption."""
+        if task not in self._unseen:
+            known = known_sentences(load_sts(self.sts_dir, task), self.captions)
+            self._unseen[task] = np.flatnonzero(known == 0)
+        return self._unseen[task]
+
+    def _pair_numbers(self, tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        if self._pairs is None or list(self._pairs) != list(tasks):
+            self._pairs = sts_pair_numbers(self.sts_dir, tasks)
+        return self._pairs
+
+    def _draw(self, cosines: Arrays, gold: Arrays, pairs: Arrays, unseen: Arrays) -> Arrays:
+        sets = {task: (cosines[task], gold[task]) for task in cosines}
+        parts = {
+            f"{task}/{subset}": (cosines[task][rows], gold[task][rows])
+            for task in cosines
+            for subset, rows in sts_subsets(self.sts_dir, task).items()
+        }
+        subsets = resample_spearman(parts) if parts else {}
+        drawn = subsets | resample_spearman(sets, pairs=pairs)  # `avg` is that of the sets
+        kept = {task: (cosines[task][rows], gold[task][rows]) for task, rows in unseen.items()}
+        drawn[UNSEEN] = resample_spearman(kept, pairs={task: pairs[task][rows] for task, rows in unseen.items()})["avg"]
+        arrays = {measure: run.drawn.astype(np.float32) for measure, run in drawn.items()}
+        return {**arrays, _VALUE: np.asarray(drawn[UNSEEN].value)}
+
+    def interval(self, row: str) -> Interval | None:
+        """Of the average over the sets; `None` where nothing is known of the seeds."""
+        return interval_over_seeds(list(self.resampled(row, "avg").values())) if self._enough(row) else None
+
+    def compare(self, pair: tuple[str, str], measure: str) -> Comparison | None:
+        """The second row minus the first, seed by seed; `None` where nothing is known of the seeds."""
+        trained = any(self.rows[row].train for row in pair)
+        if not all(map(self._enough, pair)) or (trained and self.seeds_in_common(pair) < 2):
+            return None
+        first, second = (self.resampled(row, measure) for row in pair)
+        return compare_over_seeds(first, second)
+
+    def resolved(self, pair: tuple[str, str]) -> tuple[str, str]:
+        """The rows themselves where one is the best of several: two comparisons of the same rows are one."""
+        first, second = (self.rows[name].name for name in pair)
+        return first, second
+
+    def seeds_in_common(self, pair: tuple[str, str]) -> int:
+        """How many differences a comparison is the mean of; a row that was not trained has no seeds of its own."""
+        seeds = [{record["seed"] for record in self.records[row]} for row in pair if self.rows[row].train]
+        return len(set.intersection(*seeds)) if seeds else 1
+
+    def _enough(self, row: str) -> bool:
+        """Whether the row's runs say how far seeds matter: two do, or one that was not trained."""
+        return len(self.records[row]) > (1 if self.rows[row].train else 0)
+
+    def count(self, row: str) -> str:
+        """How many seeds a figure is the mean of; says where there are fewer than planned."""
+        done, planned = len(self.records[row]), len(self.rows[row].seeds)
+        return "not run" if not done else str(done) if done == planned else f"{done} of {planned}"
+
+
+def _digest(*sources: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for arrays in sources:
+        for name, array in sorted(arrays.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
