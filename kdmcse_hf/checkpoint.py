@@ -25,6 +25,8 @@ _EXPECTED: dict[str, dict[str, Any]] = {
     RECORD_FILE: {"data": dict, "settings": dict, "versions": dict},
     STS_FILE: {"scores": dict, "pairs": dict, "protocol": dict, "max_length": int},
 }
+_SAME = ("objective", "variant", "schedule", "model", "optimization", "data", "teacher")
+"""What of a description and a record has to be the same for a run to be gone on with."""
 _WAY_OUT = "Take that file from another copy of the checkpoint, or remove it: the card then says less."
 
 
@@ -171,7 +173,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def check_same_run(checkpoint: str | os.PathLike[str], description: dict[str, Any]) -> None:
-    """Compares what a run minimises, over which batches and on which data with what the checkpoint says.
+    """Compares what a run minimises, how, over which batches and on which data with what the checkpoint says.
 
     Args:
         description: as in [`save_description`] and, for `data` and `teacher`, in [`save_record`].
@@ -184,7 +186,7 @@ def check_same_run(checkpoint: str | os.PathLike[str], description: dict[str, An
         if not (Path(checkpoint) / file).is_file():
             raise ValueError(f"{checkpoint} cannot be resumed: it has no {file}. Did a KDMCSETrainer save it?")
         saved |= read_recorded(Path(checkpoint), file)
-    if different := differences(saved, description, ("objective", "variant", "schedule", "data", "teacher")):
+    if different := differences(saved, description, _SAME):
         raise ValueError(
             f"{checkpoint} belongs to another run: {'; '.join(different)}. Resume with its settings, or start a new "
             "run from its weights (`model_name_or_path`) in another folder."

@@ -33,7 +33,14 @@ class TermLog:
         self._sums, self._counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
 
-    def first_bad_steps(self) -> dict[str, int]:
-        """The terms that were NaN or infinite, each with the first step at which it was. Waits for the device."""
-        steps = {name: step.item() for name, step in self._first_bad.items()}
-        return {name: int(step) for name, step in steps.items() if step != float("inf")}
+    def first_bad_steps(self, accelerator: Accelerator) -> dict[str, int]:
+        """The terms that were NaN or infinite on any process, each with the first step at which it was.
+
+        Waits for the device. Every process calls it at the same steps, and all are told the same: one that stopped by
+        itself would leave the others waiting for it.
+        """
+        names = sorted(self._first_bad)
+        if not names:
+            return {}
+        steps = accelerator.gather(torch.stack([self._first_bad[name] for name in names])[None]).amin(dim=0)
+        return {name: int(step) for name, step in zip(names, steps.tolist(), strict=True) if step != float("inf")}

@@ -34,7 +34,7 @@ from kdmcse_hf.sharding import first_non_finite, own_class, set_up_sharding
 from kdmcse_hf.sts import SentencePairs, score_pairs
 from kdmcse_hf.term_log import TermLog
 from kdmcse_hf.training_args import KDMCSETrainingArguments
-from kdmcse_hf.training_record import data_record, training_record
+from kdmcse_hf.training_record import data_record, forward_switches, training_record
 from kdmcse_hf.truncation import cut_tokenizer
 
 logger = logging.get_logger(__name__)
@@ -124,8 +124,8 @@ class KDMCSETrainer(Trainer):
         """As in `Trainer`, but `resume_from_checkpoint=True` takes the newest checkpoint that was saved whole.
 
         Raises:
-            ValueError: the checkpoint was trained with another objective or schedule, or on other data; names the
-                difference.
+            ValueError: the checkpoint was trained with another objective, schedule, pooling or dropout, or on other
+                data; names the difference.
             NonFiniteError: a term or a weight became NaN or infinite.
         """
         if resume_from_checkpoint is True:
@@ -176,6 +176,7 @@ class KDMCSETrainer(Trainer):
         if self.args.mini_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        getattr(self.optimizer, "train", lambda: None)()
         steps = self.current_gradient_accumulation_steps
 
         def embed(part: dict[str, Tensor]) -> PairEmbeddings:
@@ -230,6 +231,8 @@ class KDMCSETrainer(Trainer):
     ) -> dict[str, float]:
         """Spearman, alignment and uniformity on scored pairs. Every process computes all of it."""
         self._raise_if_not_finite()
+        # Schedule-free optimizers keep two sets of weights, and have these methods.
+        getattr(self.optimizer, "eval", lambda: None)()
         pairs = cast(SentencePairs | None, self.eval_dataset) if eval_dataset is None else eval_dataset
         if pairs is None:
             raise ValueError("There is nothing to evaluate on: give the Trainer an `eval_dataset` of scored pairs.")
@@ -257,7 +260,7 @@ class KDMCSETrainer(Trainer):
         super().log(logs, start_time)
 
     def _raise_if_not_finite(self) -> None:
-        bad = self.term_log.first_bad_steps()
+        bad = self.term_log.first_bad_steps(self.accelerator)
         if bad:
             first = min(bad.values())
             terms = ", ".join(name for name, step in bad.items() if step == first)
@@ -287,6 +290,8 @@ class KDMCSETrainer(Trainer):
             "objective": dataclasses.asdict(self.objective),
             "schedule": self.sampler.schedule.describe(),
             "filters": [dataclasses.asdict(report) for report in self.filter_reports],
+            "model": forward_switches(self.accelerator.unwrap_model(self.model)),
+            "optimization": {"gradient_accumulation_steps": self.args.gradient_accumulation_steps},
         }
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

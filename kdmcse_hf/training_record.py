@@ -73,6 +73,15 @@ def data_record(data: TrainingData) -> dict[str, Any]:
     }
 
 
+def forward_switches(model: KDMCSEModel) -> dict[str, Any]:
+    """What of a model's config changes what it computes and is in none of its weights."""
+    encoder = model.config.text_config.to_dict()
+    return {
+        **{name: getattr(model.config, name) for name in ("pooling", "normalize_teacher_embeds")},
+        **{name: value for name, value in sorted(encoder.items()) if "dropout" in name},
+    }
+
+
 def dev_score(log_history: list[dict[str, float]], step: int, pairs: int) -> dict[str, Any] | None:
     """What the weights of that very step scored while training, if they were scored."""
     scores = (entry["eval_spearman"] for entry in log_history if entry["step"] == step and "eval_spearman" in entry)

@@ -1,6 +1,7 @@
 """Several processes on CPU (gloo) against one process with the whole batch."""
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from kdmcse_hf.sharding import first_non_finite
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.pairs import TeacherPairs
+from kdmcse_hf.term_log import TermLog
 
 pytestmark = pytest.mark.slow
 
@@ -281,6 +283,20 @@ def first_bad(rank_of_nan: int) -> str | None:
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_all_processes_know_of_a_nan_in_the_part_of_one(rank: int, tmp_path: Path) -> None:
     assert run_ranks(first_bad, 2, tmp_path, rank) == [None if rank == 2 else "1.weight"] * 2
+
+
+def first_bad_term(rank_of_nan: int) -> dict[str, int]:
+    state = PartialState(cpu=True)
+    log, accelerator = TermLog(), Accelerator(cpu=True)
+    for step in (1, 2, 3):
+        bad = state.process_index == rank_of_nan and step > 1
+        log.record({"image_loss": torch.tensor(math.nan if bad else 1.0), "text_loss": torch.tensor(1.0)}, step)
+    return log.first_bad_steps(accelerator)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_all_processes_know_of_a_nan_in_the_loss_of_one(rank: int, tmp_path: Path) -> None:
+    assert run_ranks(first_bad_term, 2, tmp_path, rank) == [{} if rank == 2 else {"image_loss": 2}] * 2
 
 
 def train_zero2(*arguments: object) -> dict:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from tiny import make_cache, make_sentences, make_tokenizer, write_sts
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
+from kdmcse_hf import trainer as trainer_module
 from kdmcse_hf.checkpoint import last_complete_checkpoint
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.objective import PRESETS, Objective
@@ -351,6 +352,7 @@ def test_a_half_written_checkpoint_is_passed_over(bert: Path, tmp_path: Path) ->
         ({"pair_every_n_steps": 3}, "pair_every_n_steps was 2, is 3"),
         ({"seed": 7}, "seed was 42, is 7"),
         ({"text_seed": 8}, "sha256 was .*, is"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 1, is 2"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_not_resumed(changes: dict, message: str, bert: Path, tmp_path: Path) -> None:
@@ -358,6 +360,49 @@ def test_a_checkpoint_of_another_run_is_not_resumed(changes: dict, message: str,
     other = make_trainer(tmp_path, bert, **changes)
     with pytest.raises(ValueError, match=f"checkpoint-4 belongs to another run: .*{message}"):
         other.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_other_pooling_or_dropout_is_not_resumed(bert: Path, tmp_path: Path) -> None:
+    make_trainer(tmp_path, bert, save_strategy="steps", save_steps=2).train()
+    other = make_trainer(tmp_path, bert)
+    other.model.config.pooling = "mean"
+    other.model.config.text_config.hidden_dropout_prob = 0.3
+    with pytest.raises(ValueError, match="pooling was 'cls', is 'mean'; hidden_dropout_prob was 0.1, is 0.3"):
+        other.train(resume_from_checkpoint=True)
+
+
+class Averaging(torch.optim.SGD):
+    """An optimizer with two sets of weights, as schedule-free ones have."""
+
+    mode = "train"
+
+    def eval(self) -> None:
+        self.mode = "eval"
+
+    def train(self) -> None:
+        self.mode = "train"
+
+    def step(self, closure: None = None) -> None:
+        assert self.mode == "train"
+        super().step(closure)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_weights_are_scored_and_saved_as_the_optimizer_evaluates_them(
+    mini_batch_size: int | None, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduled = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(tmp_path, bert, dev=True, mini_batch_size=mini_batch_size, **scheduled)
+    optimizer = trainer.optimizer = Averaging(trainer.model.parameters(), lr=1e-3)
+    modes = []
+    for name in ("score_pairs", "save_description"):
+        function = getattr(trainer_module, name)
+        monkeypatch.setattr(
+            trainer_module, name, lambda *a, function=function: modes.append(optimizer.mode) or function(*a)
+        )
+    trainer.train()
+    assert modes == ["eval"] * 4
+    assert trainer.state.global_step == 4
 
 
 def test_a_nan_is_raised_even_where_nothing_logs_or_saves(bert: Path, tmp_path: Path) -> None:
@@ -456,3 +501,15 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path: Path, monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started, but this one believes that it is alone"):
         KDMCSETrainingArguments(str(tmp_path))
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(ValueError, match="`srun` started 8 tasks, and this one would train by itself"):
+        KDMCSETrainingArguments(str(tmp_path))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    KDMCSETrainingArguments(str(tmp_path))
+
+
+@pytest.mark.parametrize("flag", [{"auto_find_batch_size": True}, {"train_sampling_strategy": "group_by_length"}])
+def test_other_batches_than_the_schedule_s_are_refused(flag: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the `schedule` makes the batches"):
+        KDMCSETrainingArguments(str(tmp_path), **flag)
