@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from kdmcse_hf.checkpoint import check_recordable, save_sts_results
 from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.significance import spearman_intervals
@@ -30,7 +28,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     parser.add_argument("--pooling", choices=["cls", "mean"], help="of an encoder that does not say (default: cls)")
     parser.add_argument("--batch_size", type=int, help="sentences a forward pass (default: as many as suit)")
     parser.add_argument("--max_seq_length", type=int, help="where to cut (default: the model's own limit)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="cpu, cuda:1, ... (default: an accelerator, or the CPU)")
     args = parser.parse_args(argv)
     if args.output_json and not args.output_json.parent.is_dir():
         parser.exit(2, f"{parser.prog}: the folder of --output_json does not exist: {args.output_json.parent}\n")

@@ -121,6 +121,7 @@ def dropout(args: ModelArguments, hub: dict[str, str]) -> dict[str, float]:
     if args.dropout is None:
         return {}
     config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
+    config = getattr(config, "text_config", config)
     if not all(hasattr(config, name) for name in DROPOUTS):
         raise ValueError(
             f"`dropout` is {args.dropout}, but {args.model_name_or_path} has no {' and '.join(DROPOUTS)}. "

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
-from kdmcse_hf.modeling_kdmcse import KDMCSEModel
+from kdmcse_hf.modeling_kdmcse import KDMCSEModel, read_settings
 from kdmcse_hf.tokenizer import load_tokenizer
 from kdmcse_hf.truncation import cut_tokenizer
 
@@ -125,11 +125,12 @@ def load_published(
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        ValueError: a file holds something else than tensors, and is not executed; a tensor is unknown, missing, there
-            twice, or of another shape than the rest; there is no tokenizer.
+        ValueError: a file holds something else than tensors, and is not executed; the config names code; a tensor is
+            unknown, missing, there twice, or of another shape than the rest; there is no tokenizer.
         OSError: there are no such files.
     """
     folder = _local_folder(source, revision)
+    read_settings(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type == KDMCSEConfig.model_type:
         raise ValueError(f"{source} is a KDMCSE checkpoint already: load it with `KDMCSEModel.from_pretrained`.")

@@ -83,7 +83,7 @@ class SentenceEncoder:
         model_name_or_path: str | os.PathLike[str],
         *,
         revision: str | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         pooling: str | None = None,
         max_length: int | None = None,
         **kwargs: Any,
@@ -97,7 +97,7 @@ class SentenceEncoder:
         Args:
             model_name_or_path: a KDMCSE model, a release of one, or any encoder of `AutoModel`.
             revision: branch, tag or commit of a Hub name.
-            device: where to compute.
+            device: where to compute; by default on an accelerator, if there is one.
             pooling, max_length, kwargs: as of the class.
 
         Raises:
@@ -119,7 +119,9 @@ class SentenceEncoder:
         if find(f"{RELEASED_CHECKPOINT}/config.json"):
             place["subfolder"] = RELEASED_CHECKPOINT
         read_settings(model_name_or_path, **place)
-        model = load_pretrained(AutoModel, model_name_or_path, dtype=torch.float32, **place).to(device)
+        model = load_pretrained(AutoModel, model_name_or_path, dtype=torch.float32, **place)
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        model.to(device or accelerator or "cpu")
         tokenizer = load_tokenizer(model_name_or_path, **place)
         if getattr(model.config, "pooling", None) is None:
             unknown.clear()  # the files below say of a release what its checkpoint does

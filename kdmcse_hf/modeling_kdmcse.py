@@ -204,7 +204,9 @@ class KDMCSEModel(PreTrainedModel):
                         f"The checkpoint {str(model_name_or_path)!r} has {name}={found!r}, but {name}={value!r} was "
                         "asked for. Use the checkpoint's own value, or start again from a plain encoder."
                     )
-            model: KDMCSEModel = load_pretrained(cls, model_name_or_path, **kwargs)
+            for name in config_kwargs.keys() & config.text_config.to_dict().keys():
+                setattr(config.text_config, name, kwargs.pop(name))
+            model: KDMCSEModel = load_pretrained(cls, model_name_or_path, config=config, **kwargs)
             return model
         encoder = load_pretrained(AutoModel, model_name_or_path, **kwargs, **_without_pooler(config))
         # The very config object that the encoder's layers hold, so that `set_attn_implementation` reaches them. A new
@@ -404,7 +406,7 @@ def embed_sentences(
     limit = min(limit, max_length) if max_length is not None else limit
     tokens, least = _TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS, _ROWS
     vectors = torch.zeros(len(sentences), model.config.hidden_size)
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         for first in range(0, len(sentences), _CHUNK):
@@ -434,7 +436,8 @@ def embed_sentences(
                 rows = rows[len(chunk) :]
                 advance(len(chunk))
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     return vectors
 
 
@@ -585,6 +588,6 @@ def load_pretrained(auto_class: Any, model_name_or_path: str | os.PathLike[str],
         if isinstance(error, ValueError) and "trust_remote_code" in str(error):
             raise ValueError(
                 f"{name!r} cannot be opened without code of its own, and none is run unasked. If you trust it, pass "
-                "`trust_remote_code=True`; a SentenceEncoder takes the model and tokenizer that were opened so."
+                "`trust_remote_code=True`; a SentenceEncoder or Teacher takes the model that was opened so."
             ) from error
         raise

@@ -85,6 +85,8 @@ class KDMCSETrainer(Trainer):
         processing_class = cut_tokenizer(processing_class, model)
         self.objective: Objective
         self.objective, self.filter_reports = check_fit(model, objective, train_dataset, args.seed)
+        if args.world_size > 1:  # processors may round a calibrated threshold otherwise
+            self.objective, self.filter_reports = broadcast_object_list([self.objective, self.filter_reports])
         if args.device.type == "cpu":
             pack_rows(model.encoder, first_token_only=model.config.pooling == "cls")
             speed_up_dropout(model)

@@ -135,6 +135,8 @@ class TeacherCache:
                 )
         self.images = datasets.Dataset.from_file(str(self.folder / self.manifest["images"]["file"]))
         self.captions = datasets.Dataset.from_file(str(self.folder / self.manifest["captions"]["file"]))
+        # What is cached of it is kept by this: by default by place and time, which another cache may have as well.
+        self.captions._fingerprint = self.manifest["captions"]["sha256"][:32]
         stores = {
             kind: FeatureStore(self.folder, kind, entry, self.manifest["teacher"]["digest"])
             for kind in KINDS

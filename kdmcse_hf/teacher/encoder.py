@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from kdmcse_hf.fingerprint import model_digest, tokenizer_digest
+from kdmcse_hf.modeling_kdmcse import load_pretrained, read_settings
 from kdmcse_hf.tokenizer import load_tokenizer
 
 _PADDED_TO_CONTEXT = ("siglip", "siglip2")
@@ -62,10 +63,11 @@ class Teacher:
         """Loads a model with its image processor and, for a dual encoder, its tokenizer, in float32.
 
         Raises:
-            ValueError: it cannot embed pictures, or some of its weights are missing.
+            ValueError: it cannot embed pictures, some of its weights are missing, or it needs code of its own.
         """
-        model, report = AutoModel.from_pretrained(
-            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True
+        read_settings(name_or_path, revision=revision)
+        model, report = load_pretrained(
+            AutoModel, name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True
         )
         missing = sorted(report["missing_keys"])
         pooler = [key for key in missing if key.split(".")[0] == "pooler"]
@@ -81,7 +83,7 @@ class Teacher:
                 "as CLIP or SigLIP, or an image encoder such as ResNet or DINOv2."
             )
         tokenizer = load_tokenizer(name_or_path, revision=revision) if dual else None
-        image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+        image_processor = load_pretrained(AutoImageProcessor, name_or_path, revision=revision)
         return cls(model, image_processor, tokenizer, pooled=not pooler)
 
     @property

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from kdmcse_hf.checkpoint import load_sts_results
 from kdmcse_hf.cli import main as kdmcse
+from kdmcse_hf.export import export_release
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.shard import CacheError
@@ -151,6 +152,15 @@ def test_dropout_reaches_every_layer_or_is_refused(
     other = ["--model_name_or_path", str(encoder_folder("distilbert")), "--output_dir", str(tmp_path / "other")]
     with pytest.raises(ValueError, match="has no hidden_dropout_prob and attention_probs_dropout_prob"):
         main([*flags, *other, "--dropout", "0.3"])
+
+    # Whoever goes on from what was trained, or from its release, says the same.
+    trained = Path(trainer.args.output_dir)
+    export_release(trained, tmp_path / "release")
+    for number, start in enumerate((trained, tmp_path / "release")):
+        place = ["--model_name_or_path", str(start), "--output_dir", str(tmp_path / f"more{number}")]
+        trainer = main([*flags, *place, "--max_steps", "1", "--dropout", "0.2"])
+        assert {module.p for _, module in trainer.model.encoder.named_modules() if hasattr(module, "p")} == {0.2}
+        assert trainer.model.config.text_config.hidden_dropout_prob == 0.2
 
 
 def test_a_cache_with_a_flipped_bit_is_refused_before_training(flags: list[str], world: Path, tmp_path: Path) -> None:

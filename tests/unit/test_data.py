@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -120,6 +122,21 @@ def test_tokenising_writes_nothing_into_the_teacher_cache(cache: TeacherCache) -
     before = sorted(cache.folder.iterdir())
     CaptionPairs(TeacherPairs(cache, captions_per_image="one"), make_tokenizer())
     assert sorted(cache.folder.iterdir()) == before
+
+
+def test_tokens_of_captions_are_those_of_the_cache_that_lies_there(tmp_path: Path) -> None:
+    """Two caches of one place and one time, as they are copied to the disks of a cluster."""
+    tokens = []
+    for seed in (0, 1):
+        captions = list(make_cache(tmp_path / "here", seed=seed).captions["caption"])
+        for path in (tmp_path / "here").iterdir():
+            os.utime(path, (0, 0))
+        cache = TeacherCache(tmp_path / "here")
+        made = CaptionPairs(TeacherPairs(cache), make_tokenizer()).input_ids["input_ids"]
+        assert list(made) == make_tokenizer()(captions, truncation=True, max_length=32)["input_ids"]
+        tokens.append(list(made))
+        shutil.rmtree(tmp_path / "here")
+    assert tokens[0] != tokens[1]
 
 
 def test_tokens_are_cached_and_follow_every_change_of_their_source(monkeypatch: pytest.MonkeyPatch) -> None:

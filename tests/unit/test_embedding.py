@@ -174,6 +174,24 @@ def test_the_limit_that_an_export_recorded_holds_in_every_client(checkpoint: Pat
     assert not np.allclose(found[7], found[30])
 
 
+def test_embedding_leaves_every_module_in_the_mode_that_it_was_in(checkpoint: Path) -> None:
+    model = KDMCSEModel.from_pretrained(checkpoint)
+    model.train()
+    model.encoder.eval()
+    before = [module.training for module in model.modules()]
+    assert {True, False} == set(before)
+    model.encode(SENTENCES)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_an_accelerator_is_used_where_there_is_one(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SentenceEncoder.from_pretrained(checkpoint).model.device.type == "cpu"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    assert SentenceEncoder.from_pretrained(checkpoint).model.device.type == "meta"
+    assert SentenceEncoder.from_pretrained(checkpoint, device="cpu").model.device.type == "cpu"
+
+
 def test_the_limit_is_at_most_what_the_encoder_has_positions_for(encoder_folder) -> None:
     for kind, positions in (("bert", 40), ("roberta", 39)):
         encode = SentenceEncoder(AutoModel.from_pretrained(encoder_folder(kind)), make_tokenizer(), pooling="cls")

@@ -10,6 +10,8 @@ from tiny import ENCODER_CONFIGS, make_sentences, make_tokenizer
 from transformers import AutoConfig, AutoModel, FunnelConfig
 
 from kdmcse_hf import KDMCSEConfig, KDMCSEModel, SentenceEncoder
+from kdmcse_hf.conversion import load_published
+from kdmcse_hf.teacher.encoder import Teacher
 from kdmcse_hf.tokenizer import load_tokenizer
 
 KINDS = sorted(ENCODER_CONFIGS)
@@ -243,7 +245,7 @@ def test_custom_code_is_neither_run_nor_asked_for_unless_the_caller_wants_it(
     )
     edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
     says = r"without code of its own, and none is run unasked.*trust_remote_code=True"
-    for load in (KDMCSEModel.from_encoder, SentenceEncoder.from_pretrained):
+    for load in (KDMCSEModel.from_encoder, SentenceEncoder.from_pretrained, Teacher.from_pretrained):
         with pytest.raises(ValueError, match=says):
             load(folder)
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Tokenizer", None]}, tokenizer_class="Own")
@@ -262,8 +264,9 @@ def test_attention_code_that_a_config_names_is_refused_unless_the_caller_chooses
     model.save_pretrained(tmp_path / "ours")
     text_config = json.loads((tmp_path / "ours" / "config.json").read_text())["text_config"]
     edit(tmp_path / "ours" / "config.json", text_config={**text_config, name: {"": "paged|evil/kernel"}})
+    loaders = (KDMCSEModel.from_encoder, KDMCSEModel.from_pretrained, SentenceEncoder.from_pretrained)
     for folder in (encoder, tmp_path / "ours"):
-        for load in (KDMCSEModel.from_encoder, KDMCSEModel.from_pretrained, SentenceEncoder.from_pretrained):
+        for load in (*loaders, Teacher.from_pretrained, load_published):
             with pytest.raises(ValueError, match=f"names code on the Hub, {name}=.*evil/kernel"):
                 load(folder)
     if name.startswith("_"):
