@@ -3,7 +3,7 @@
     python examples/train_kdmcse.py --preset kdmcse --model_name_or_path bert-base-uncased \
         --text_file wiki1m.txt --teacher_cache cache/flickr30k --sts_dir SentEval/data/downstream \
         --output_dir runs/kdmcse
-    cd examples/recipes && python ../train_kdmcse.py kdmcse.yaml wiki_flickr30k.yaml bert_base.yaml --seed 1 ...
+    python examples/train_kdmcse.py examples/recipes/{kdmcse,wiki_flickr30k,bert_base}.yaml --seed 1 ...
     accelerate launch examples/train_kdmcse.py ...          # several GPUs or machines
 
 Without `--teacher_cache` it trains on text alone (`--preset simcse`); without text, on captions alone.
@@ -42,12 +42,15 @@ class ModelArguments:
 class DataArguments:
     text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line; a path or hf://datasets/..."})
     text_dataset: str | None = field(default=None, metadata={"help": "Instead of --text_file: a dataset."})
+    text_config: str | None = field(default=None, metadata={"help": "Of --text_dataset, where it has several."})
     text_column: str = field(default="text", metadata={"help": "The column of --text_dataset (split train) to use."})
     max_sentences: int | None = field(
         default=None, metadata={"help": "With --text_dataset: stream that many first rows, and download no more."}
     )
     teacher_cache: str | None = field(default=None, metadata={"help": "Folder made by `kdmcse extract`."})
-    sts_dir: str | None = field(default=None, metadata={"help": "STS data in SentEval's layout; scores STS-B dev."})
+    sts_dir: str | None = field(
+        default=None, metadata={"help": "STS data in SentEval's layout: the best checkpoint on STS-B dev is kept."}
+    )
     max_pairs: int | None = field(default=None, metadata={"help": "Use that many random pairs."})
     image_assignment: ImageAssignment = field(
         default="paired", metadata={"help": "paired; or, as controls, shuffled or random."}
@@ -69,9 +72,10 @@ def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer
         if data_args.text_dataset:
             name, column = data_args.text_dataset, data_args.text_column
             if data_args.max_sentences:
-                rows, column = stream_sentences(name, column, data_args.max_sentences), "text"
+                rows = stream_sentences(name, column, data_args.max_sentences, config=data_args.text_config)
+                column = "text"
             else:
-                rows = load_dataset(name, split="train")
+                rows = load_dataset(name, data_args.text_config, split="train")
             text = tokenize(rows, column, tokenizer, model_args.max_seq_length)
         elif data_args.text_file:
             text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)

@@ -45,7 +45,7 @@ def read_sentences(path: str | Path) -> datasets.Dataset:
         raise ValueError(f"{path} cannot be read {kind}: {cause}") from error
 
 
-def stream_sentences(name: str, column: str, count: int) -> datasets.Dataset:
+def stream_sentences(name: str, column: str, count: int, *, config: str | None = None) -> datasets.Dataset:
     """The first `count` rows of a dataset's train split, with column `text`, without downloading the rest of it.
 
     They are streamed into a memory-mapped file once, for batches are drawn from all of them at random and a run that
@@ -54,22 +54,24 @@ def stream_sentences(name: str, column: str, count: int) -> datasets.Dataset:
     Args:
         name: of the dataset, on the Hub or a folder.
         column: that holds the sentences.
+        count: how many.
+        config: where the dataset has several.
 
     Raises:
         ValueError: no such column, or `count` is not positive.
     """
     if count < 1:
         raise ValueError(f"{count} sentences of {name} are wanted: expected at least 1.")
-    first: dict[str, Any] = next(iter(datasets.load_dataset(name, split="train", streaming=True)), {})
+    first: dict[str, Any] = next(iter(datasets.load_dataset(name, config, split="train", streaming=True)), {})
     if column not in first:
         raise ValueError(f"There is no column {column!r}: the dataset {name} has {', '.join(map(repr, first))}.")
-    source = datasets.load_dataset_builder(name).cache_dir  # changes with the dataset's files
-    rows = {"name": name, "column": column, "count": count, "source": source}
+    source = datasets.load_dataset_builder(name, config).cache_dir  # changes with the dataset's files
+    rows = {"name": name, "config": config, "column": column, "count": count, "source": source}
     return cast(datasets.Dataset, datasets.Dataset.from_generator(_stream, gen_kwargs=rows))
 
 
-def _stream(name: str, column: str, count: int, source: str) -> Iterator[dict[str, str]]:
-    rows = datasets.load_dataset(name, split="train", streaming=True)
+def _stream(name: str, config: str | None, column: str, count: int, source: str) -> Iterator[dict[str, str]]:
+    rows = datasets.load_dataset(name, config, split="train", streaming=True)
     for row in rows.select_columns([column]).take(count):
         yield {"text": row[column]}
 

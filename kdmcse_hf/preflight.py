@@ -26,7 +26,8 @@ def check_fit(
         )
     if not objective.needs <= data.needs:
         raise ValueError(
-            f"The objective needs {sorted(objective.needs)} features, the data carries {sorted(data.needs)}."
+            f"The objective needs {sorted(objective.needs)} features, the data carries {sorted(data.needs)}: "
+            "make it by `TrainingData(text, pairs, objective.needs)`."
         )
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:

@@ -50,7 +50,7 @@ class Schedule:
                     "together): use a smaller `per_device_train_batch_size` or more data."
                 )
         if not self.num_text and not self.num_pairs:
-            raise ValueError("There is neither text nor pairs to train on.")
+            raise ValueError("There is neither text nor pairs to train on: give sentences, a teacher cache, or both.")
         if self.num_text and self.num_pairs and self.pair_every_n_steps is not None and self.pair_every_n_steps < 2:
             raise ValueError(
                 f"`pair_every_n_steps` is {self.pair_every_n_steps}: expected at least 2, so that text batches occur "

@@ -1,5 +1,6 @@
 """The files of examples/accelerate, as accelerate itself reads them; the first one is started in its CPU form."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,26 @@ def test_the_one_gpu_config_starts_in_its_cpu_form(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / "one_gpu.yaml")]
     done = subprocess.run([*command, "--cpu", str(program)], capture_output=True, text=True)
     assert "world 1 cpu" in done.stdout, done.stderr
+
+
+def test_the_slurm_script_starts_one_torchrun_a_node_with_the_flags_that_it_is_given(tmp_path: Path) -> None:
+    commands = {
+        "scontrol": 'echo "node7\nnode8"',
+        "srun": 'exec "$@"',
+        "torchrun": 'echo "$@"',
+    }
+    for name, command in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    script = FOLDER / "eight_nodes.sbatch"
+    place = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "8", "SLURM_JOB_ID": "5"}
+    command = ["bash", str(script), "--preset", "kdmcse", "--text_file", "a b.txt"]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, env={"PATH": path, **place}, capture_output=True, text=True, check=True)
+    launcher, found, flags = done.stdout.strip().partition(" examples/train_kdmcse.py ")
+    assert found
+    assert launcher.split() == (
+        "--nnodes 8 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint node7:29500 --rdzv_id 5".split()
+    )
+    assert flags == "--bf16 true --resume_from_checkpoint true --preset kdmcse --text_file a b.txt"
+    assert "#SBATCH --ntasks-per-node=1" in script.read_text().splitlines()

@@ -46,7 +46,16 @@ def test_what_the_readme_says_opens_a_pushed_run_in_every_client_with_the_same_v
     extract_features(work / "cache", captioned, Teacher.from_pretrained(TEACHER_FOLDER))
     flags = ["--preset", "kdmcse", "--model_name_or_path", str(work / "student"), "--output_dir", str(work / "kdmcse")]
     flags += ["--text_file", str(work / "sentences.txt"), "--teacher_cache", str(work / "cache"), "--max_steps", "2"]
-    flags += ["--pair_every_n_steps", "2", "--per_device_train_batch_size", "8", "--use_cpu", "true"]
+    flags += [
+        "--pooling",
+        "mean",
+        "--pair_every_n_steps",
+        "2",
+        "--per_device_train_batch_size",
+        "8",
+        "--use_cpu",
+        "true",
+    ]
     command = [sys.executable, str(ROOT / "examples" / "train_kdmcse.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -72,6 +72,17 @@ def test_a_stream_gives_the_first_sentences_and_leaves_the_rest_unread(tmp_path:
     assert sentences.cache_files, "held in memory instead of mapped from a file"
 
 
+def test_a_stream_is_of_the_config_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for config, rows in (("en", ["one cat", "two cats"]), ("fr", ["un chat", "deux chats"])):
+        sharded(tmp_path / "corpus" / config, rows)
+    places = [{"config_name": name, "data_files": f"{name}/*.jsonl"} for name in ("en", "fr")]
+    (tmp_path / "corpus" / "README.md").write_text(f"---\nconfigs: {json.dumps(places)}\n---\n")
+    name = str(tmp_path / "corpus")
+    assert stream_sentences(name, "sentence", 1, config="fr")["text"][:] == ["un chat"]
+    assert stream_sentences(name, "sentence", 1, config="en")["text"][:] == ["one cat"]
+
+
 def test_a_stream_follows_its_dataset_and_its_count(tmp_path: Path) -> None:
     name = sharded(tmp_path / "corpus", ["one cat", "two cats", "three cats"])
     assert stream_sentences(name, "sentence", 2)["text"][:] == ["one cat", "two cats"]
