@@ -26,6 +26,22 @@ def test_every_difference_in_the_text_stands_in_a_report() -> None:
         assert any(form in reports for form in forms), f"{difference} ({interval})"
 
 
+CLAIM = re.compile(r"\*\*([^*]+): (yes|no|not shown)\.\*\*(.*?)(?=\n\*\*|\n## |\n\n[A-Z])", re.DOTALL)
+
+
+def test_every_claim_is_answered_as_its_comparisons_are() -> None:
+    """Yes or no if all of them say so."""
+    claims = CLAIM.findall(RESULTS.read_text(encoding="utf-8"))
+    assert [claim for claim, _, _ in claims] == ["Pictures help", "The filter helps", "The adaptive margin helps"]
+    for claim, answer, tables in claims:
+        found = {
+            line.removesuffix(" |").split(" | ")[7] for line in tables.splitlines() if re.match(r"\| (?!---| )", line)
+        }
+        assert found <= {"yes", "not shown", "the contrary"}
+        agreed = {frozenset({"yes"}): "yes", frozenset({"the contrary"}): "no"}
+        assert answer == agreed.get(frozenset(found), "not shown"), claim
+
+
 def test_a_table_is_filled_with_all_rows_or_the_chosen_ones(tmp_path: Path) -> None:
     (tmp_path / "main").mkdir()
     (tmp_path / "main" / "report.md").write_text(
