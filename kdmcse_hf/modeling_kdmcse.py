@@ -17,7 +17,6 @@ from transformers.utils.generic import ModelOutput
 
 # The Hub's client, by way of transformers: this file travels with the weights, and names nothing but torch and that.
 from transformers.utils.hub import (  # type: ignore[attr-defined]
-    _CACHED_NO_EXIST,
     EntryNotFoundError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -523,7 +522,8 @@ def optional_file(model_name_or_path: str | os.PathLike[str], file: str, **where
     except Exception as error:  # a client raises many kinds
         known = isinstance(error, EntryNotFoundError)
         if isinstance(error, LocalEntryNotFoundError):  # the Hub was not reached
-            known = try_to_load_from_cache(name, file, **options) is _CACHED_NO_EXIST
+            # A path, `None` where nothing is known, or something else where it is known that there is none.
+            known = not isinstance(try_to_load_from_cache(name, file, **options), str | None)
         if known:
             return None
         cause = error.__cause__ or error
