@@ -203,6 +203,7 @@ class KDMCSEModel(PreTrainedModel):
                         f"The checkpoint {str(model_name_or_path)!r} has {name}={found!r}, but {name}={value!r} was "
                         "asked for. Use the checkpoint's own value, or start again from a plain encoder."
                     )
+            # What a plain encoder's config would take, such as its dropout.
             for name in config_kwargs.keys() & config.text_config.to_dict().keys():
                 setattr(config.text_config, name, kwargs.pop(name))
             model: KDMCSEModel = load_pretrained(cls, model_name_or_path, config=config, **kwargs)

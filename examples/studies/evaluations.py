@@ -49,7 +49,7 @@ def evaluate_finished(
         for run, source in _finished(study, evaluation, results)
         if run.name in chosen and _found(results.evaluation_file(evaluation.name, run), source) is None
     ]
-    alive, held = os.pipe()  # whatever ends this process closes it, and that ends who reads it
+    alive, held = os.pipe()  # children read the one, and end when this process does and the other is closed
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     for share in shares(at_once):
         free.put(share)
