@@ -42,7 +42,7 @@ class ModelArguments:
 class DataArguments:
     text_file: str | None = field(default=None, metadata={"help": "Sentences, one a line; a path or hf://datasets/..."})
     text_dataset: str | None = field(default=None, metadata={"help": "Instead of --text_file: a dataset."})
-    text_config: str | None = field(default=None, metadata={"help": "Of --text_dataset, where it has several."})
+    text_dataset_config: str | None = field(default=None, metadata={"help": "Of --text_dataset, where it has several."})
     text_column: str = field(default="text", metadata={"help": "The column of --text_dataset (split train) to use."})
     max_sentences: int | None = field(
         default=None, metadata={"help": "With --text_dataset: stream that many first rows, and download no more."}
@@ -72,10 +72,10 @@ def main(argv: Sequence[str], trainer_class: type[KDMCSETrainer] = KDMCSETrainer
         if data_args.text_dataset:
             name, column = data_args.text_dataset, data_args.text_column
             if data_args.max_sentences:
-                rows = stream_sentences(name, column, data_args.max_sentences, config=data_args.text_config)
+                rows = stream_sentences(name, column, data_args.max_sentences, config=data_args.text_dataset_config)
                 column = "text"
             else:
-                rows = load_dataset(name, data_args.text_config, split="train")
+                rows = load_dataset(name, data_args.text_dataset_config, split="train")
             text = tokenize(rows, column, tokenizer, model_args.max_seq_length)
         elif data_args.text_file:
             text = tokenize(read_sentences(data_args.text_file), "text", tokenizer, model_args.max_seq_length)

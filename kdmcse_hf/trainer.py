@@ -126,8 +126,7 @@ class KDMCSETrainer(Trainer):
         """As in `Trainer`, but `resume_from_checkpoint=True` takes the newest checkpoint that was saved whole.
 
         Raises:
-            ValueError: the checkpoint was trained with another objective, schedule, pooling or dropout, or on other
-                data; names the difference.
+            ValueError: the checkpoint is of another objective, schedule, model or data; names the difference.
             NonFiniteError: a term or a weight became NaN or infinite.
         """
         if resume_from_checkpoint is True:
@@ -141,6 +140,7 @@ class KDMCSETrainer(Trainer):
         self.term_log, self._best_step = TermLog(), None
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._raise_if_not_finite()
+        self._average_weights()
         return output
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -154,8 +154,7 @@ class KDMCSETrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(dataloader)
-        return prepared
+        return cast(DataLoader[Any], self.accelerator.prepare(dataloader))
 
     def compute_loss(
         self,
@@ -233,8 +232,7 @@ class KDMCSETrainer(Trainer):
     ) -> dict[str, float]:
         """Spearman, alignment and uniformity on scored pairs. Every process computes all of it."""
         self._raise_if_not_finite()
-        # Schedule-free optimizers keep two sets of weights, and have these methods.
-        getattr(self.optimizer, "eval", lambda: None)()
+        self._average_weights()
         pairs = cast(SentencePairs | None, self.eval_dataset) if eval_dataset is None else eval_dataset
         if pairs is None:
             raise ValueError("There is nothing to evaluate on: give the Trainer an `eval_dataset` of scored pairs.")
@@ -261,9 +259,12 @@ class KDMCSETrainer(Trainer):
             logs = {**logs, **self.term_log.drain(self.accelerator)}
         super().log(logs, start_time)
 
+    def _average_weights(self) -> None:
+        """Of schedule-free optimizers, which keep two sets; the next step goes back to the other one."""
+        getattr(self.optimizer, "eval", lambda: None)()
+
     def _raise_if_not_finite(self) -> None:
-        bad = self.term_log.first_bad_steps(self.accelerator)
-        if bad:
+        if bad := self.term_log.first_bad_steps(self.accelerator):
             first = min(bad.values())
             terms = ", ".join(name for name, step in bad.items() if step == first)
             raise NonFiniteError(
@@ -304,6 +305,7 @@ class KDMCSETrainer(Trainer):
                 f"After step {self.state.global_step} the parameter {name} is NaN or infinite; training stops and this "
                 f"step is not saved. {self._last_good()} Lower the learning rate."
             )
+        self._average_weights()
         super()._save_checkpoint(model, trial)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:

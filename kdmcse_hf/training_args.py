@@ -54,13 +54,15 @@ class KDMCSETrainingArguments(TrainingArguments):
         if self.world_size == 1 and tasks != "1":
             raise ValueError(
                 f"`srun` started {tasks} tasks, and this one would train by itself: start one task a node, and in it "
-                "`accelerate launch` or `torchrun`. If each is to be a run of its own, unset SLURM_STEP_NUM_TASKS."
+                "`accelerate launch` or `torchrun`. If each is to be a run of its own, or only the first task "
+                "has this shell, unset SLURM_STEP_NUM_TASKS."
             )
-        if self.auto_find_batch_size or self.train_sampling_strategy != "random":
+        sampling = getattr(self, "train_sampling_strategy", "random")  # since transformers 5.2
+        if self.auto_find_batch_size or sampling != "random":
             raise ValueError(
-                f"`auto_find_batch_size={self.auto_find_batch_size}` and "
-                f"`train_sampling_strategy={self.train_sampling_strategy!r}`: expected False and 'random', for the "
-                "`schedule` makes the batches. To save memory with the same negatives, set `mini_batch_size`."
+                f"`auto_find_batch_size={self.auto_find_batch_size}` and `train_sampling_strategy={sampling!r}`: "
+                "expected False and 'random', for the `schedule` makes the batches. To save memory with the same "
+                "negatives, set `mini_batch_size`."
             )
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"`mini_batch_size` is {self.mini_batch_size}: expected at least 1, or none.")

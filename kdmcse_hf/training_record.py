@@ -74,11 +74,11 @@ def data_record(data: TrainingData) -> dict[str, Any]:
 
 
 def forward_switches(model: KDMCSEModel) -> dict[str, Any]:
-    """What of a model's config changes what it computes and is in none of its weights."""
+    """What a flag of a run changes in a model and none of its weights say: pooling, normalisation, dropout."""
     encoder = model.config.text_config.to_dict()
     return {
         **{name: getattr(model.config, name) for name in ("pooling", "normalize_teacher_embeds")},
-        **{name: value for name, value in sorted(encoder.items()) if "dropout" in name},
+        **{name: value for name, value in sorted(encoder.items()) if "drop" in name},
     }
 
 

@@ -123,7 +123,11 @@ def _evaluate(
         )
     if ended.returncode:
         return reason_of(ended.returncode, log)
-    write_json(target, {"of": source, "found": json.loads(temporary.read_text(encoding="utf-8"))})
+    try:
+        found = json.loads(temporary.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"it left no numbers in {temporary} ({type(error).__name__}); see {log}"
+    write_json(target, {"of": source, "found": found})
     temporary.unlink()
     log.unlink()
     return None

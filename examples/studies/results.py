@@ -23,7 +23,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 class Results:
-    """What finished runs left in a folder. A report needs the results, cosines and evaluations, and the STS sets.
+    """What finished runs left in a folder.
+
+    A report needs the results, cosines and evaluations, the STS sets and the study's `training_captions`.
 
     | | |
     |---|---|
@@ -119,7 +121,7 @@ class Results:
             elif name in known and (scored := record["sts"].keys() - {"avg"}) != set(tasks):
                 changed.append(f"{name} (seed {seed}): scored on {', '.join(sorted(scored))}, not {', '.join(tasks)}")
             elif name in known:
-                for what, content in (("teacher", record.get("teacher")), ("data", record.get("data"))):
+                for what, content in _read(record).items():
                     other, before = read.setdefault((name, what), (run_name(name, seed), content))
                     if content != before:
                         changed.append(f"{name} (seed {seed}): another {what} than that of {other}, in the same place")
@@ -148,3 +150,13 @@ class Results:
                     f"Another study is writing to {self.folder}: wait for it or choose another folder."
                 ) from error
             yield
+
+
+def _read(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What every seed of a row reads; which pairs it draws, how they are shuffled, and the cache's versions differ."""
+    data, teacher = record.get("data") or {}, record.get("teacher") or {}
+    return {
+        "text": data.get("sha256", {}).get("text"),
+        "number of pairs": data.get("num_pairs"),
+        "teacher": {key: teacher.get(key) for key in ("digest", "images", "captions")},
+    }

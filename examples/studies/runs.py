@@ -34,6 +34,9 @@ def do_runs(
     """
     done = results.records()
     todo = [run for run in runs if (run.row.name, run.seed) not in done]
+    for run in runs:
+        if run not in todo:  # killed between its line in the results and this
+            _tidy(results.run_folder(run), run.row.keep)
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done already", flush=True)
     failed: list[str] = []
     ended_runs = 0
@@ -144,14 +147,19 @@ def _finish(ended: _RunAtWork, results: Results) -> str | None:
         (folder / "failure.txt").write_text(reason, encoding="utf-8")
         return reason
     results.add(json.loads((folder / "record.json").read_text(encoding="utf-8")))
-    if not ended.run.row.keep:
-        shutil.rmtree(folder)
-        return None
+    _tidy(folder, ended.run.row.keep)
+    return None
+
+
+def _tidy(folder: Path, keep: bool) -> None:
+    """Leaves the weights alone: whoever takes a run out of the results wants a new one, not what is said of the old."""
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     for part in folder.glob("model/checkpoint-*"):
         shutil.rmtree(part)
-    for file in folder.glob("*.*"):  # the weights alone: whoever takes the line out of the results wants a new run
+    for file in folder.glob("*.*"):
         file.unlink()
-    return None
 
 
 def _average(results: Results, run: Run) -> float:

@@ -218,7 +218,7 @@ class TowerTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """What [`score_towers`] says of the held-out pictures, and the mean `recall` of both directions."""
-        # Schedule-free optimizers keep two sets of weights, and have these methods.
+        # Schedule-free optimizers keep two sets of weights, and have this method.
         getattr(self.optimizer, "eval", lambda: None)()
         contrast = cast(Contrast, self.accelerator.unwrap_model(self.model))
         tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)

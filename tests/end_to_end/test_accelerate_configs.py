@@ -55,7 +55,7 @@ def test_the_one_gpu_config_starts_in_its_cpu_form(tmp_path: Path) -> None:
 def test_the_slurm_script_starts_one_torchrun_a_node_with_the_flags_that_it_is_given(tmp_path: Path) -> None:
     commands = {
         "scontrol": 'echo "node7\nnode8"',
-        "srun": 'exec "$@"',
+        "srun": 'shift && exec "$@"',  # its own flag is the first
         "torchrun": 'echo "$@"',
     }
     for name, command in commands.items():

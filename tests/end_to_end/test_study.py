@@ -445,8 +445,10 @@ def test_seeds_of_one_row_from_other_teachers_or_data_are_refused(
     pretend(results, study_file, {"kdmcse": [70.0, 71.0], "simcse": [50.0, 51.0]})
     records = list(results.records().values())
     results.file.unlink()
-    for record in records:
-        results.add({**record, "teacher": {"manifest": record["seed"] if record["row"] == "kdmcse" else 0}})
+    for record in records:  # which pairs are drawn is the seed's own
+        data = {"num_pairs": 100, "sha256": {"text": "t", "pairs": f"of seed {record['seed']}"}}
+        digest = record["seed"] if record["row"] == "kdmcse" else 0
+        results.add({**record, "data": data, "teacher": {"digest": digest, "manifest": f"of {record['seed']}"}})
     with pytest.raises(SystemExit):
         main([str(study_file), "--output_dir", str(results.folder), "--report_only"])
     error = capsys.readouterr().err
@@ -496,6 +498,22 @@ def test_finished_weights_are_measured_once_more_by_other_scripts(
     study_file.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(ValueError, match="evaluation 'retrieval': expected .* and simcse keep none"):
         load_study(study_file)
+
+
+def test_an_evaluation_that_leaves_no_numbers_is_told_and_the_others_go_on(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "nothing.py").write_text("")
+    (tmp_path / "number.py").write_text(
+        "import pathlib, sys\npathlib.Path(sys.argv[sys.argv.index('--output_json') + 1]).write_text('{\"x\": 1}')\n"
+    )
+    content = yaml.safe_load(study_file.read_text())
+    names = ("nothing", "number")
+    content["evaluations"] = {n: {"command": str(tmp_path / f"{n}.py"), "rows": ["untrained"]} for n in names}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    study, results = load_study(study_file), Results(tmp_path / "results")
+    pretend(results, study_file, {"untrained": [40.0]})
+    (failed,) = evaluate_finished(study, study.runs(), results, {}, 1)
+    assert failed.startswith("nothing of untrained-0: it left no numbers in ")
+    assert results.evaluation_file("number", Run(study.rows["untrained"], 0)).exists()
 
 
 def test_only_what_the_chosen_rows_need_is_prepared(study_file: Path, world: Path) -> None:
@@ -590,6 +608,14 @@ evaluate_finished(study, study.runs(), Results(Path(sys.argv[2])), {}, 1)
 """
 
 
+def is_running(process: str) -> bool:
+    """Not ended, nor only waiting for somebody to ask how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_an_evaluation_ends_with_a_study_that_is_killed(study_file: Path, tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(ENDLESS)
     content = yaml.safe_load(study_file.read_text())
@@ -606,9 +632,9 @@ def test_an_evaluation_ends_with_a_study_that_is_killed(study_file: Path, tmp_pa
             time.sleep(0.01)
         killed.kill()
     end = time.monotonic() + 30
-    while Path(f"/proc/{number.read_text()}").exists() and time.monotonic() < end:
+    while (runs := is_running(number.read_text())) and time.monotonic() < end:
         time.sleep(0.01)
-    assert not Path(f"/proc/{number.read_text()}").exists()
+    assert not runs
 
 
 def test_what_rests_on_test_pairs_with_a_training_caption_shows_without_them(

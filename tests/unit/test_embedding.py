@@ -159,7 +159,7 @@ def test_the_limit_that_an_export_recorded_holds_in_every_client(checkpoint: Pat
     found = {}
     for limit in (7, 30):
         release = export_release(checkpoint, tmp_path / str(limit), max_length=limit)
-        encoder = SentenceEncoder.from_pretrained(release)
+        encoder = SentenceEncoder.from_pretrained(release, device="cpu")
         assert encoder.max_length == limit
         found[limit] = encoder([long])
         theirs = sentence_transformers.SentenceTransformer(str(release), device="cpu").encode([long])
@@ -168,7 +168,7 @@ def test_the_limit_that_an_export_recorded_holds_in_every_client(checkpoint: Pat
         # the plain encoder beside it, by sentence-transformers' own files
         for file in ("kdmcse/config.json", "tokenizer_config.json"):
             (release / file).unlink()
-        plain = SentenceEncoder.from_pretrained(release)
+        plain = SentenceEncoder.from_pretrained(release, device="cpu")
         assert (plain.pooling, plain.max_length) == ("mean", limit)
         np.testing.assert_array_equal(plain([long]), theirs)
     assert not np.allclose(found[7], found[30])
@@ -185,6 +185,7 @@ def test_embedding_leaves_every_module_in_the_mode_that_it_was_in(checkpoint: Pa
 
 
 def test_an_accelerator_is_used_where_there_is_one(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert SentenceEncoder.from_pretrained(checkpoint).model.device.type == "cpu"
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))

@@ -404,6 +404,13 @@ def test_weights_are_scored_and_saved_as_the_optimizer_evaluates_them(
     assert modes == ["eval"] * 4
     assert trainer.state.global_step == 4
 
+    trainer = make_trainer(tmp_path, bert, mini_batch_size=mini_batch_size, save_strategy="steps", save_steps=3)
+    optimizer = trainer.optimizer = Averaging(trainer.model.parameters(), lr=1e-3)
+    modes.clear()
+    trainer.train()
+    trainer.save_model()
+    assert modes == ["eval"] * 3  # at the third step, at the last, and what is left in the folder
+
 
 def test_a_nan_is_raised_even_where_nothing_logs_or_saves(bert: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, bert, logging_steps=100)
