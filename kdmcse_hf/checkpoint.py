@@ -155,8 +155,6 @@ def differences(saved: dict[str, Any], now: dict[str, Any], parts: Sequence[str]
     """What `now` says otherwise than `saved`, in words."""
     found = []
     for part in parts:
-        if part not in saved:  # older than this part
-            continue
         before, after = (description.get(part) or {} for description in (saved, now))
         found += [
             f"{name} was {before.get(name)!r}, is {after.get(name)!r}"

@@ -109,7 +109,7 @@ PRESETS: Mapping[str, Objective] = MappingProxyType(
         "simcse": Objective(image_term=False, caption_term=False, cross_modal_margin=0.0, **_NO_FILTER),
         # NAACL 2022. Images only, so any frozen image features serve.
         "mcse": Objective(caption_term=False, captions_per_image="one", cross_modal_margin=0.0, **_NO_FILTER),
-        # NAACL 2024, as the paper describes it.
+        # NAACL 2024, as far as the paper is known here (README, Presets).
         "kdmcse": Objective(),
         # This package's own: the teacher's order of the captions is distilled into the sentence embeddings as well.
         "kdmcse_plus": Objective(ranking_term=True),

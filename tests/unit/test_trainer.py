@@ -11,7 +11,7 @@ from tiny import make_cache, make_sentences, make_tokenizer, write_sts
 
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
 from kdmcse_hf import trainer as trainer_module
-from kdmcse_hf.checkpoint import last_complete_checkpoint
+from kdmcse_hf.checkpoint import differences, last_complete_checkpoint
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.objective import PRESETS, Objective
 from kdmcse_hf.sts import load_sts
@@ -360,6 +360,12 @@ def test_a_checkpoint_of_another_run_is_not_resumed(changes: dict, message: str,
     other = make_trainer(tmp_path, bert, **changes)
     with pytest.raises(ValueError, match=f"checkpoint-4 belongs to another run: .*{message}"):
         other.train(resume_from_checkpoint=True)
+
+
+def test_a_part_that_only_one_of_two_runs_has_is_a_difference() -> None:
+    plain, variant = {"objective": {}}, {"objective": {}, "variant": {"extra_negatives": 512}}
+    assert differences(plain, variant, ("objective", "variant")) == ["extra_negatives was None, is 512"]
+    assert differences(variant, plain, ("objective", "variant")) == ["extra_negatives was 512, is None"]
 
 
 def test_a_checkpoint_of_other_pooling_or_dropout_is_not_resumed(bert: Path, tmp_path: Path) -> None:
