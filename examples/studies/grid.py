@@ -14,7 +14,7 @@ import yaml
 from kdmcse_hf.sts import TASKS
 
 _KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
-_KEYS |= {"subsets", "plots", "notes", "evaluations", "training_captions"}
+_KEYS |= {"subsets", "plots", "curves", "notes", "evaluations", "training_captions"}
 _EVALUATION_KEYS = {"command", "rows", "label", "seeds"}
 _CAPTIONS_KEYS = {"captions_file", "splits_file", "split"}
 _ROW_KEYS = {"like", "label", "seeds", "train", "keep", "best_of"}
@@ -93,6 +93,7 @@ class Study:
         comparisons: by name, two rows: the second minus the first.
         subsets: the comparisons that are told by subset, too.
         plots: names of the rows that the plots show.
+        curves: by title of a panel, by label, rows by what they differ in, a number; one name is a level line.
         notes: what a reader of the report has to know.
         evaluations: what else is measured; not those of included files.
         training_captions: `captions_file`, `splits_file` and `split`: where the captions are that rows train on. Test
@@ -109,6 +110,7 @@ class Study:
     comparisons: dict[str, tuple[str, str]]
     subsets: tuple[str, ...]
     plots: tuple[str, ...]
+    curves: dict[str, dict[str, dict[float, str] | str]]
     notes: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
     training_captions: Mapping[str, str] | None
@@ -178,6 +180,7 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
         comparisons={name: (first, second) for name, (first, second) in (stated.get("comparisons") or {}).items()},
         subsets=tuple(stated.get("subsets") or ()),
         plots=tuple(stated.get("plots") or own),
+        curves=stated.get("curves") or {},
         notes=tuple(merged.get("notes") or ()),
         evaluations=tuple(_evaluation(path, *item, rows) for item in (stated.get("evaluations") or {}).items()),
         training_captions=merged.get("training_captions"),
@@ -188,8 +191,10 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
             f"{', '.join(sorted(_CAPTIONS_KEYS))}."
         )
     named = {*study.plots, *(n for names in (*study.tables.values(), *study.comparisons.values()) for n in names)}
+    for series in (series for panel in study.curves.values() for series in panel.values()):
+        named |= set(series.values()) if isinstance(series, dict) else {series}
     if unknown := sorted(named - set(rows)):
-        raise ValueError(f"{path}: tables, comparisons or plots name unknown rows: {', '.join(unknown)}.")
+        raise ValueError(f"{path}: tables, comparisons, plots or curves name unknown rows: {', '.join(unknown)}.")
     if unknown := sorted(set(study.subsets) - set(study.comparisons)):
         raise ValueError(f"{path}: `subsets` names unknown comparisons: {', '.join(unknown)}.")
     return study

@@ -1,6 +1,6 @@
 """A study's plots, as PNG and SVG: readable in print without colour, by markers and line styles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def draw_all(found: Findings, folder: Path) -> list[Path]:
     rows = [name for name in found.study.plots if found.records[name]]
     written = []
     with matplotlib.rc_context(_STYLE):
-        for draw in (scores, dev_curves, alignment_and_uniformity, cosines_by_gold):
+        for draw in (scores, dev_curves, alignment_and_uniformity, cosines_by_gold, curves):
             figure = draw(found, rows) if rows else None
             if figure is None:
                 continue
@@ -165,6 +165,46 @@ def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
         panel.set_xlabel("cosine")
         panel.tick_params(labelbottom=True)
     return figure
+
+
+def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
+    """The average over the STS sets by what a series of rows differs in, with 95 % intervals; one panel a title."""
+    panels = {
+        title: {label: done for label, series in panel.items() if (done := _points(found, series))}
+        for title, panel in found.study.curves.items()
+    }
+    panels = {
+        title: series for title, series in panels.items() if any(None not in points for points in series.values())
+    }
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.5 * lines), layout="constrained")
+    for number, (title, series) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        for place, (label, points) in enumerate(series.items()):
+            means = [float(np.mean(found.values(row, "sts", "avg"))) for row in points.values()]
+            if None in points:
+                axes.axhline(means[0], color="#6a6a6a", linestyle=":", linewidth=1, label=label)
+                continue
+            intervals = [found.interval(row) for row in points.values()]
+            ends = [(m - i.low, i.high - m) if i else (0.0, 0.0) for m, i in zip(means, intervals, strict=True)]
+            axes.errorbar(list(points), means, yerr=np.transpose(ends), capsize=2, label=label, **_style(place))
+        places = [place for points in series.values() for place in points if place is not None]
+        if min(places) > 0 and max(places) >= 20 * min(places):
+            axes.set_xscale("log")
+        axes.set_title(title, fontsize=9)
+        axes.grid(color="#eeeeee")
+        axes.legend(frameon=False, fontsize=7)
+    figure.supylabel("mean of the STS sets (Spearman x 100)", fontsize=9)
+    return figure
+
+
+def _points(found: Findings, series: Mapping[float, str] | str) -> dict[float | None, str]:
+    """The rows that something is known of, by place; `None` is all along the panel."""
+    places = series.items() if isinstance(series, Mapping) else [(None, series)]
+    return {place: row for place, row in places if found.records[row]}
 
 
 def _name(record: dict[str, Any]) -> str:

@@ -697,6 +697,34 @@ def test_every_row_of_the_shipped_studies_has_flags_that_the_script_takes(name: 
         parse_arguments(types, [*split_flags(flags)[1], "--output_dir", str(tmp_path), "--bf16", "false"])
 
 
+def test_curves_stand_where_their_rows_differ_and_name_rows_that_there_are(
+    study_file: Path, world: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    from studies.plots import curves
+
+    content = yaml.safe_load(study_file.read_text())
+    content["curves"] = {
+        "Pairs": {"KDMCSE": {100: "no_filter", 30000: "kdmcse"}, "no pictures": "simcse"},
+        "Nothing yet": {"broken": {1: "broken"}, "no pictures": "simcse"},
+    }
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    results = Results(tmp_path / "results")
+    assert curves(Findings(load_study(study_file), results, str(world / "sts")), []) is None
+    pretend(results, study_file, {"simcse": [50.0, 53.0], "kdmcse": [70.0, 71.0], "no_filter": [60.0]})
+    figure = curves(Findings(load_study(study_file), results, str(world / "sts")), [])
+    assert figure is not None
+    (panel,) = figure.axes
+    drawn = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    np.testing.assert_allclose(drawn["KDMCSE"].lines[0].get_xydata(), [[100, 60.0], [30000, 70.5]])
+    assert set(drawn["no pictures"].get_ydata()) == {51.5}
+    assert panel.get_xscale() == "log"
+    content["curves"]["Pairs"]["KDMCSE"][10] = "gone"
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(ValueError, match="curves name unknown rows: gone"):
+        load_study(study_file)
+
+
 def test_plots_are_drawn_of_what_is_there(study_file: Path, world: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from studies.plots import draw_all
