@@ -168,7 +168,7 @@ def cosines_by_gold(found: Findings, rows: Sequence[str]) -> Figure | None:
 
 
 def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
-    """The average over the STS sets by what a series of rows differs in, with 95 % intervals; one panel a title."""
+    """The average over the STS sets by what a series of rows differs in, with 95 % intervals; a panel for each."""
     panels = {
         title: {label: done for label, series in panel.items() if (done := _points(found, series))}
         for title, panel in found.study.curves.items()
@@ -180,24 +180,29 @@ def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
         return None
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.5 * lines), layout="constrained")
-    for number, (title, series) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(lines, columns, number)
-        for place, (label, points) in enumerate(series.items()):
+    figure = Figure(figsize=(2.6 * columns, 2.4 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, series) in zip(grid, panels.items(), strict=False):
+        for number, (label, points) in enumerate(series.items()):
             means = [float(np.mean(found.values(row, "sts", "avg"))) for row in points.values()]
             if None in points:
                 axes.axhline(means[0], color="#6a6a6a", linestyle=":", linewidth=1, label=label)
                 continue
             intervals = [found.interval(row) for row in points.values()]
             ends = [(m - i.low, i.high - m) if i else (0.0, 0.0) for m, i in zip(means, intervals, strict=True)]
-            axes.errorbar(list(points), means, yerr=np.transpose(ends), capsize=2, label=label, **_style(place))
-        places = [place for points in series.values() for place in points if place is not None]
-        if min(places) > 0 and max(places) >= 20 * min(places):
+            axes.errorbar(list(points), means, yerr=np.transpose(ends), capsize=2, label=label, **_style(number))
+        places = sorted({place for points in series.values() for place in points if place is not None})
+        if places[0] > 0 and places[-1] >= 20 * places[0]:
             axes.set_xscale("log")
-        axes.set_title(title, fontsize=9)
-        axes.grid(color="#eeeeee")
-        axes.legend(frameon=False, fontsize=7)
-    figure.supylabel("mean of the STS sets (Spearman x 100)", fontsize=9)
+        axes.set_xticks(places, [f"{place:g}" for place in places], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.tick_params(labelsize=8)
+        axes.set_xlabel(title, fontsize=8)
+        axes.grid(axis="y", color="#eeeeee")
+        axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=7, loc="lower right")
+    figure.supylabel("mean of the STS sets (Spearman x 100)", fontsize=8)
     return figure
 
 
