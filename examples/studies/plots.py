@@ -201,7 +201,7 @@ def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
         axes.tick_params(labelsize=8)
         axes.set_xlabel(title, fontsize=8)
         axes.grid(axis="y", color="#eeeeee")
-        axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=7, loc="lower right")
+        axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=7)
     figure.supylabel("mean of the STS sets (Spearman x 100)", fontsize=8)
     return figure
 

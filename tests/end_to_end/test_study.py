@@ -719,10 +719,11 @@ def test_curves_stand_where_their_rows_differ_and_name_rows_that_there_are(
     np.testing.assert_allclose(drawn["KDMCSE"].lines[0].get_xydata(), [[100, 60.0], [30000, 70.5]])
     assert set(drawn["no pictures"].get_ydata()) == {51.5}
     assert panel.get_xscale() == "log"
-    content["curves"]["Pairs"]["KDMCSE"][10] = "gone"
-    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
-    with pytest.raises(ValueError, match="curves name unknown rows: gone"):
-        load_study(study_file)
+    for place, row, message in ((10, "gone", "curves name unknown rows: gone"), ("all", "kdmcse", "a point at 'all'")):
+        content["curves"]["Pairs"]["KDMCSE"] = {place: row}
+        study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+        with pytest.raises(ValueError, match=message):
+            load_study(study_file)
 
 
 def test_plots_are_drawn_of_what_is_there(study_file: Path, world: Path, tmp_path: Path) -> None:
