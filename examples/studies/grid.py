@@ -192,8 +192,9 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
         )
     named = {*study.plots, *(n for names in (*study.tables.values(), *study.comparisons.values()) for n in names)}
     for series in (series for panel in study.curves.values() for series in panel.values()):
-        named |= set(series.values()) if isinstance(series, dict) else {series}
-        if isinstance(series, dict) and (odd := [place for place in series if not isinstance(place, int | float)]):
+        points = series if isinstance(series, dict) else {0: series}
+        named |= set(points.values())
+        if odd := [place for place in points if not isinstance(place, int | float)]:
             raise ValueError(f"{path}: `curves` has a point at {odd[0]!r}: expected a number.")
     if unknown := sorted(named - set(rows)):
         raise ValueError(f"{path}: tables, comparisons, plots or curves name unknown rows: {', '.join(unknown)}.")
