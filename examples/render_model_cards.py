@@ -38,6 +38,7 @@ def render(preset: str, data: str, encoder: str) -> str:
         description={"objective": asdict(PRESETS[preset]) | ({} if weight is None else {"cross_modal_weight": weight})},
         record={},
         sts={},
+        mteb={},
         command=command,
         width=768,
         vector=VECTORS["cls"],

@@ -18,12 +18,14 @@ logger = logging.get_logger(__name__)
 OBJECTIVE_FILE = "objective.json"
 RECORD_FILE = "training_record.json"
 STS_FILE = "sts_results.json"
-RECORDED = (OBJECTIVE_FILE, RECORD_FILE, STS_FILE)
+MTEB_FILE = "mteb_results.json"
+RECORDED = (OBJECTIVE_FILE, RECORD_FILE, STS_FILE, MTEB_FILE)
 """What a release keeps of what is known about a checkpoint, and tells in its card."""
 _EXPECTED: dict[str, dict[str, Any]] = {
     OBJECTIVE_FILE: {},
     RECORD_FILE: {"data": dict, "settings": dict, "versions": dict},
     STS_FILE: {"scores": dict, "pairs": dict, "protocol": dict, "max_length": int},
+    MTEB_FILE: {"scores": dict, "pairs": dict, "datasets": dict, "protocol": dict, "max_length": int},
 }
 _SAME = ("objective", "variant", "schedule", "model", "optimization", "data", "teacher")
 """What of a description and a record has to be the same for a run to be gone on with."""
@@ -119,34 +121,35 @@ def check_recordable(folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"{folder} holds no model.safetensors: STS results are kept beside the weights they are of.")
 
 
-def save_sts_results(folder: str | os.PathLike[str], results: dict[str, Any]) -> None:
-    """Writes what [`evaluate_sts`] found beside the weights that it was found for.
+def save_sts_results(folder: str | os.PathLike[str], results: dict[str, Any], file: str = STS_FILE) -> None:
+    """Writes what [`evaluate_sts`] or [`evaluate_mteb_sts`] found beside the weights that it was found for.
 
     Args:
         folder: a saved model, and no release.
         results: `scores` by task, `pairs` (how many) by task, the `protocol` in words, and `max_length`, the tokens
-            after which sentences were cut.
+            after which sentences were cut; of mteb also its `datasets`.
+        file: `STS_FILE`, or `MTEB_FILE` for what mteb found.
 
     Raises:
         ValueError: the folder is a release or has no weights; something is missing in the results.
     """
     check_recordable(folder)
-    path = Path(folder) / STS_FILE
+    path = Path(folder) / file
     _check_recorded(path, results, "It was not written.")
     _write(path, {**results, "weights": _weights(Path(folder))})
 
 
-def load_sts_results(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+def load_sts_results(folder: str | os.PathLike[str], file: str = STS_FILE) -> dict[str, Any] | None:
     """What [`save_sts_results`] wrote, if anything.
 
     Raises:
         ValueError: they are of other weights than lie there now, or something else.
     """
-    results = read_recorded(Path(folder), STS_FILE)
+    results = read_recorded(Path(folder), file)
     if not results:
         return None
     if results.pop("weights", None) != _weights(Path(folder)):
-        path = Path(folder) / STS_FILE
+        path = Path(folder) / file
         raise ValueError(f"{path} holds the scores of other weights than lie beside it: evaluate again, or remove it.")
     return results
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kdmcse_hf import __version__
-from kdmcse_hf.checkpoint import RECORD_FILE, RECORDED, STS_FILE, load_sts_results, read_recorded, save_sts_results
+from kdmcse_hf.checkpoint import (
+    MTEB_FILE,
+    RECORD_FILE,
+    RECORDED,
+    STS_FILE,
+    load_sts_results,
+    read_recorded,
+    save_sts_results,
+)
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
 from kdmcse_hf.golden import make_golden
 from kdmcse_hf.modeling_kdmcse import RELEASE_MARK, RELEASED_CHECKPOINT, KDMCSEModel
@@ -76,7 +84,7 @@ def export_release(
         max_length = release_length(tokenizer, model, max_length)
         for file in RECORDED:
             read_recorded(checkpoint, file)
-        sts = _scores(checkpoint, max_length)
+        scores = {file: _scores(checkpoint, file, max_length) for file in (STS_FILE, MTEB_FILE)}
         dtype = str(model.dtype).removeprefix("torch.")
         files = sentence_transformers_files(model.config.pooling, model.config.hidden_size, max_length)
         try:
@@ -89,8 +97,9 @@ def export_release(
             for file in RECORDED:
                 if (checkpoint / file).is_file():
                     shutil.copyfile(checkpoint / file, folder / CHECKPOINT / file)
-            if sts is not None:
-                save_sts_results(folder / CHECKPOINT, sts)
+            for file, found in scores.items():
+                if found is not None:
+                    save_sts_results(folder / CHECKPOINT, found, file)
             for place in (folder, folder / CHECKPOINT):
                 clean_configs(place)
             make_golden(model.float(), load_tokenizer(folder), max_length=max_length, dtype=dtype).save(folder / GOLDEN)
@@ -189,15 +198,15 @@ def _write_tokenizers(folder: Path, model: KDMCSEModel, tokenizer: PreTrainedTok
         tokenizer.save_pretrained(place)
 
 
-def _scores(checkpoint: Path, max_length: int) -> dict[str, Any] | None:
-    sts = load_sts_results(checkpoint)
-    if sts is not None and sts["max_length"] != max_length:
+def _scores(checkpoint: Path, file: str, max_length: int) -> dict[str, Any] | None:
+    found = load_sts_results(checkpoint, file)
+    if found is not None and found["max_length"] != max_length:
         raise ValueError(
-            f"{checkpoint / STS_FILE} holds scores of sentences cut after {sts['max_length']} tokens, but the release "
+            f"{checkpoint / file} holds scores of sentences cut after {found['max_length']} tokens, but the release "
             f"cuts after {max_length}: evaluate again with `--max_seq_length {max_length}`, or export with "
-            f"`--max_length {sts['max_length']}`."
+            f"`--max_length {found['max_length']}`."
         )
-    return sts
+    return found
 
 
 def _base_model(folder: Path, model: KDMCSEModel) -> str | None:

@@ -18,23 +18,14 @@ POOLER_TRAP = (
     "The plain encoder's `pooler_output` is the trained text head, which serves training only:\n"
     "the embedding of a sentence is {vector}."
 )
-# Names on the Hub and number of test pairs of the published sets. Another number of pairs is another set.
-_PUBLISHED = {
-    "STS12": ("mteb/sts12-sts", "STS12", 3108),
-    "STS13": ("mteb/sts13-sts", "STS13", 1500),
-    "STS14": ("mteb/sts14-sts", "STS14", 3750),
-    "STS15": ("mteb/sts15-sts", "STS15", 3000),
-    "STS16": ("mteb/sts16-sts", "STS16", 1186),
-    "STSB": ("mteb/stsbenchmark-sts", "STSBenchmark", 1379),
-}
-# SentEval's test part. mteb/sickr-sts has all 9,927 pairs of SICK, so no score of these may stand for that set.
-_SICKR_PAIRS = 4927
+# Test pairs of SentEval's files. Another number of pairs is another set.
+_PAIRS = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STSB": 1379, "SICKR": 4927}
 
 
 def write_card(
     folder: Path, config: KDMCSEConfig, *, name: str, base_model: str | None, max_length: int, pooler_trap: bool
 ) -> None:
-    """Writes README.md, and `.eval_results/sts.yaml` if scores on the published STS sets are recorded.
+    """Writes README.md, and `.eval_results/sts.yaml` if mteb's scores are recorded.
 
     Args:
         folder: a release, whole but for these files.
@@ -47,7 +38,7 @@ def write_card(
     Raises:
         ValueError: what is recorded is not what this package records.
     """
-    description, record, sts = (read_recorded(folder / CHECKPOINT, file) for file in RECORDED)
+    description, record, sts, mteb = (read_recorded(folder / CHECKPOINT, file) for file in RECORDED)
     vector = VECTORS[config.pooling]
     try:
         text = render_card(
@@ -57,6 +48,7 @@ def write_card(
             description=description,
             record=record,
             sts=sts,
+            mteb=mteb,
             width=config.hidden_size,
             vector=vector,
             max_length=max_length,
@@ -66,11 +58,11 @@ def write_card(
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         files = ", ".join(file for file in RECORDED if (folder / CHECKPOINT / file).is_file())
         raise ValueError(
-            f"{files}: these are not as a KDMCSETrainer and `evaluate_sts.py --record` write them ({error}). Take them "
-            "from another copy of the checkpoint, or remove them: the card then says less."
+            f"{files}: these are not as a KDMCSETrainer and `--record` write them ({error}). Take them from another "
+            "copy of the checkpoint, or remove them: the card then says less."
         ) from error
     (folder / CARD).write_text(text, encoding="utf-8")
-    entries = eval_results(sts)
+    entries = eval_results(mteb)
     if entries:
         (folder / EVAL_RESULTS).parent.mkdir()
         (folder / EVAL_RESULTS).write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
@@ -84,6 +76,7 @@ def render_card(
     description: dict[str, Any],
     record: dict[str, Any],
     sts: dict[str, Any],
+    mteb: dict[str, Any],
     command: str = "",
     **shown: Any,
 ) -> str:
@@ -93,9 +86,7 @@ def render_card(
     """
     objective = description.get("objective", {})
     preset, changes = nearest_preset(objective)
-    published = _published(sts)
-    part_of_sickr = sts.get("pairs", {}).get("SICKR") == _SICKR_PAIRS
-    known = {"avg", *published, *(["SICKR"] if part_of_sickr else [])}
+    strange = [task for task in sts.get("scores", {}) if task != "avg" and sts["pairs"].get(task) != _PAIRS.get(task)]
     environment = Environment(
         loader=PackageLoader("kdmcse_hf"),
         trim_blocks=True,
@@ -105,7 +96,7 @@ def render_card(
         autoescape=False,  # Markdown
     )
     return environment.get_template("model_card.md").render(
-        metadata=_metadata(base_model, f"{preset}-{kind}" if objective else kind, published),
+        metadata=_metadata(base_model, f"{preset}-{kind}" if objective else kind, sts, mteb, strange),
         name=name,
         kind=kind,
         objective=objective,
@@ -118,10 +109,10 @@ def render_card(
         dev=record.get("dev"),
         teacher=record.get("teacher"),
         sts=sts,
+        mteb=mteb,
         command=command,
-        protocol=_words(sts),
-        part_of_sickr=part_of_sickr,
-        strange=[task for task in sts.get("scores", {}) if task not in known],
+        words=_words,
+        strange=strange,
         **shown,
     )
 
@@ -140,35 +131,42 @@ def nearest_preset(objective: dict[str, Any]) -> tuple[str, list[tuple[str, Any,
     return nearest, changes[nearest]
 
 
-def eval_results(sts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Scores on the published sets, as the Hub reads them from `.eval_results/`."""
+def eval_results(mteb: dict[str, Any]) -> list[dict[str, Any]]:
+    """mteb's scores, as the Hub reads them from `.eval_results/`: its datasets are there, and SentEval's are not."""
     return [
-        {"dataset": {"id": dataset, "task_id": task}, "value": score, "notes": _words(sts)}
-        for dataset, task, score in _published(sts).values()
+        {
+            "dataset": {"id": dataset["path"], "task_id": task, "revision": dataset["revision"]},
+            "value": mteb["scores"][task],
+            "notes": _words(mteb),
+        }
+        for task, dataset in mteb.get("datasets", {}).items()
     ]
 
 
-def _published(sts: dict[str, Any]) -> dict[str, tuple[str, str, float]]:
-    """Names on the Hub and score of each task that was scored on all pairs of its published test set."""
-    return {
-        task: (dataset, hub_task, sts["scores"][task])
-        for task, (dataset, hub_task, pairs) in _PUBLISHED.items()
-        if task in sts.get("scores", {}) and sts["pairs"].get(task) == pairs
+def _metadata(
+    base_model: str | None, model_name: str, sts: dict[str, Any], mteb: dict[str, Any], strange: list[str]
+) -> str:
+    """The card's header; text is other, so SentEval's sets never go by the names of mteb's datasets."""
+    common: dict[str, Any] = {
+        "task_type": "sentence-similarity",
+        "dataset_split": "test",
+        "metric_type": "cosine_spearman",
+        "metric_name": "Spearman x 100 of the cosine",
     }
-
-
-def _metadata(base_model: str | None, model_name: str, published: dict[str, tuple[str, str, float]]) -> str:
     results = [
+        EvalResult(dataset_type=f"SentEval/{task}", dataset_name=f"{task} (SentEval)", metric_value=score, **common)
+        for task, score in sts.get("scores", {}).items()
+        if task not in ("avg", *strange)
+    ]
+    results += [
         EvalResult(
-            task_type="sentence-similarity",
-            dataset_type=dataset,
-            dataset_name=task,
-            dataset_split="test",
-            metric_type="cosine_spearman",
-            metric_name="Spearman x 100 of the cosine",
-            metric_value=score,
+            dataset_type=dataset["path"],
+            dataset_revision=dataset["revision"],
+            dataset_name=f"{task} (mteb)",
+            metric_value=mteb["scores"][task],
+            **common,
         )
-        for dataset, task, score in published.values()
+        for task, dataset in mteb.get("datasets", {}).items()
     ]
     return ModelCardData(
         library_name="sentence-transformers",
@@ -201,5 +199,5 @@ def _facts(record: dict[str, Any], schedule: dict[str, Any]) -> list[tuple[str, 
     return facts + ([("commit of kdmcse_hf", record["commit"])] if record["commit"] else [])
 
 
-def _words(sts: dict[str, Any]) -> str:
-    return "; ".join(f"{name}: {value}" for name, value in sts.get("protocol", {}).items()) + "."
+def _words(results: dict[str, Any]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in results.get("protocol", {}).items()) + "."

@@ -178,6 +178,7 @@ def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
     }
     if not panels:
         return None
+    labels = list(dict.fromkeys(label for series in panels.values() for label, at in series.items() if None not in at))
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.4 * lines), layout="constrained")
@@ -185,14 +186,15 @@ def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes, (title, series) in zip(grid, panels.items(), strict=False):
-        for number, (label, points) in enumerate(series.items()):
+        for label, points in series.items():
             means = [float(np.mean(found.values(row, "sts", "avg"))) for row in points.values()]
             if None in points:
                 axes.axhline(means[0], color="#6a6a6a", linestyle=":", linewidth=1, label=label)
                 continue
             intervals = [found.interval(row) for row in points.values()]
             ends = [(m - i.low, i.high - m) if i else (0.0, 0.0) for m, i in zip(means, intervals, strict=True)]
-            axes.errorbar(list(points), means, yerr=np.transpose(ends), capsize=2, label=label, **_style(number))
+            style = _style(labels.index(label))
+            axes.errorbar(list(points), means, yerr=np.transpose(ends), capsize=2, label=label, **style)
         places = sorted({place for points in series.values() for place in points if place is not None})
         if places[0] > 0 and places[-1] >= 20 * places[0]:
             axes.set_xscale("log")

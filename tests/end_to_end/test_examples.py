@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def test_scores_are_not_recorded_in_a_release_and_nothing_is_computed_for_it(tmp
     done = run("evaluate_sts.py", "--model_name_or_path", str(tmp_path), "--sts_dir", "gone", "--record")
     assert done.returncode == 2
     assert "is a release" in done.stderr and "in the checkpoint that it was made of, and export that" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("mteb") is not None, reason="mteb is installed")
+def test_without_mteb_the_extra_is_named() -> None:
+    done = run("evaluate_mteb.py", "--help")
+    assert done.returncode == 1
+    assert done.stderr == "evaluate_mteb.py needs mteb, and mteb is missing: pip install 'kdmcse_hf[mteb]'\n"
 
 
 def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(

@@ -21,6 +21,7 @@ CLIENTS: dict[str, tuple[str, list[str]]] = {
     "sentence_transformers_5": ("transformers", ["sentence-transformers==5.2.2"]),  # the first to import beside hub 1.x
     "mteb": ("sentence_transformers", ["mteb"]),
     "kdmcse_hf": ("transformers", []),
+    "kdmcse_hf[mteb]": ("mteb", []),
 }
 
 
@@ -68,8 +69,8 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         if client in made:
             return made[client]
         base, packages = CLIENTS[client]
-        if client == "kdmcse_hf":
-            packages = [str(wheel)]
+        if client.startswith("kdmcse_hf"):
+            packages = [client.replace("kdmcse_hf", str(wheel))]
         environment = folder / client
         checked([sys.executable, "-m", "venv", "--without-pip", str(environment)])
         python = environment / "bin" / "python"

@@ -54,6 +54,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
 
 def answer(method: str, path: str, request: Request) -> Answer:
     """What the Hub says: the answer of the first route that fits, or a refusal."""
+    path = path.replace("/api/datasets/", "/api/models/datasets/", 1)
     try:
         for known_method, pattern, route in _ROUTES:
             match = pattern.fullmatch(path)
@@ -75,8 +76,11 @@ def _json(value: Any, status: int = 200) -> Answer:
 
 
 def _route(method: str, pattern: str) -> Callable[[Route], Route]:
-    """`{}` in a pattern is one part of a path (a revision comes quoted), `{repo}` two, `{path}` any number."""
-    for name, expression in (("{repo}", "([^/]+/[^/]+)"), ("{path}", "(.+)"), ("{}", "([^/]+)")):
+    """`{}` in a pattern is one part of a path (a revision comes quoted), `{repo}` two, `{path}` any number.
+
+    A repository of data is named `datasets/owner/name` here, as it is in addresses.
+    """
+    for name, expression in (("{repo}", "((?:datasets/)?[^/]+/[^/]+)"), ("{path}", "(.+)"), ("{}", "([^/]+)")):
         pattern = pattern.replace(name, expression)
 
     def add(route: Route) -> Route:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clean_environments import CLIENTS
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer, RobertaConfig
 
@@ -141,7 +140,7 @@ def run(python: Path, program: list[str], folder: Path, **environment: str) -> s
     return subprocess.run([str(python), *program], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("client", PROGRAMS)
 def test_every_client_gives_the_golden_vectors_to_the_bit_without_a_warning(
     client: str, clean_python: Callable[[str], Path], releases: list[Path], tmp_path: Path
 ) -> None:

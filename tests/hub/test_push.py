@@ -126,12 +126,14 @@ print("first", trainer.push_to_hub(private=True).oid)
 OTHER_WEIGHTS = """
 import torch
 from huggingface_hub import HfApi
-from kdmcse_hf.checkpoint import save_sts_results
+from kdmcse_hf.checkpoint import MTEB_FILE, save_sts_results
 
 def scored(trainer):  # scores belong to saved weights: the Trainer saves the same again
     trainer.save_model(_internal_call=True)
-    scores = {{"scores": {{"STSB": 81.25}}, "pairs": {{"STSB": 1379}}, "protocol": {{"split": "test"}}}}
-    save_sts_results(trainer.args.output_dir, {{**scores, "max_length": 40}})
+    datasets = {{"STS12": {{"path": "mteb/sts12-sts", "revision": "a0d554a"}}}}
+    scores = {{"scores": {{"STS12": 81.25}}, "pairs": {{"STS12": 3108}}, "datasets": datasets}}
+    scores |= {{"protocol": {{"split": "test"}}, "max_length": 40}}
+    save_sts_results(trainer.args.output_dir, scores, MTEB_FILE)
 
 api = HfApi()
 trainer = trainer_for(home, encoder)
@@ -146,7 +148,7 @@ for name, content in {{**mine, **theirs}}.items():
     api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="alice/name")
 with torch.no_grad():
     trainer.model.pooler.dense.bias += 1
-(Path(home) / "out" / "sts_results.json").unlink()
+(Path(home) / "out" / "mteb_results.json").unlink()
 print("oid", trainer.push_to_hub(commit_message="other weights").oid)
 """
 EDITED = """
@@ -280,7 +282,7 @@ def test_nothing_of_other_weights_stays_and_no_file_of_somebody_else_s_goes(
     before, files = newest.parent.files, newest.files
     assert newest.title == "other weights"
     assert b"81.25" in before["README.md"].content and b"81.25" in before[".eval_results/sts.yaml"].content
-    gone = {".eval_results/sts.yaml", "kdmcse/sts_results.json", "vocab.txt", "special_tokens_map.json"}
+    gone = {".eval_results/sts.yaml", "kdmcse/mteb_results.json", "vocab.txt", "special_tokens_map.json"}
     assert before.keys() - files.keys() == gone | {"model-00001-of-00002.safetensors"}
     assert not any(b"81.25" in file.content for file in files.values())
     for name, data in {"pictures/a.json": b"1", "checkpoint-7/trainer_state.json": b"2", "plot.png": b"5"}.items():

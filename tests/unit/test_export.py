@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AlbertConfig, AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from kdmcse_hf import KDMCSEConfig, KDMCSEModel, KDMCSETrainer, SentenceEncoder
-from kdmcse_hf.checkpoint import save_sts_results
+from kdmcse_hf.checkpoint import MTEB_FILE, save_sts_results
 from kdmcse_hf.cli import main
 from kdmcse_hf.export import export_release
 from kdmcse_hf.golden import Golden
@@ -234,6 +234,9 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     for name in ("config.json", "tokenizer_config.json", "trainer_state.json"):
         assert traces(checkpoint)[name] >= {"folder", "user", "absolute path"}
     save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, **PROTOCOL})
+    datasets = {"STS12": {"path": "mteb/sts12-sts", "revision": "a0d554a"}}
+    mteb = {"scores": {"STS12": 1.0}, "pairs": {"STS12": 3108}, "datasets": datasets, **PROTOCOL}
+    save_sts_results(checkpoint, mteb, MTEB_FILE)
     before = content(checkpoint)
     out = export_release(checkpoint, home / "out" / "release")
     card = (out / "README.md").read_text()
@@ -577,6 +580,7 @@ def test_a_checkpoint_that_cannot_be_released_is_named_with_its_fault(checkpoint
         ("training_record.json", '{"data": {}, "settings": {}, "versions": {}}', r"training_record.json: .*'teacher'"),
         ("objective.json", '{"filters": [{}]}', r"objective.json.* are not as .* write them"),
         ("sts_results.json", '{"scores": {}}', r"sts_results.json holds \['scores'\]: .* pairs \(dict\)"),
+        ("mteb_results.json", '{"scores": {}}', r"mteb_results.json holds \['scores'\]: .* datasets \(dict\)"),
     ],
 )  # fmt: skip
 def test_a_record_that_is_not_one_is_named_with_what_was_expected(

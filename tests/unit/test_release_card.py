@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, metadata_load
 from test_trainer import KDMCSE, make_trainer
 
-from kdmcse_hf.checkpoint import load_sts_results, save_sts_results
+from kdmcse_hf.checkpoint import MTEB_FILE, load_sts_results, save_sts_results
 from kdmcse_hf.export import export_release
 from kdmcse_hf.objective import PRESETS
 from kdmcse_hf.release_card import nearest_preset
@@ -113,7 +113,7 @@ def test_the_test_run_s_own_switches_are_in_its_card(checkpoint: Path) -> None:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def test_recorded_scores_reach_the_table_and_both_forms_that_the_hub_reads(checkpoint: Path) -> None:
+def test_senteval_s_scores_reach_the_table_and_the_header_by_no_name_of_mteb_s_datasets(checkpoint: Path) -> None:
     scores = {"STSB": 71.234, "SICKR": 60.5, "avg": 65.867}
     save_sts_results(checkpoint, {"scores": scores, "pairs": {"STSB": 1379, "SICKR": 40}, **PROTOCOL})
     card = card_of(checkpoint)
@@ -122,24 +122,41 @@ def test_recorded_scores_reach_the_table_and_both_forms_that_the_hub_reads(check
     assert "Not the published test sets, as their numbers of pairs tell: SICKR." in card
     release = checkpoint.parent / "release"
     (result,) = ModelCard.load(release / "README.md").data.eval_results  # the client's own reading of a model-index
-    assert (result.dataset_type, result.metric_value) == ("mteb/stsbenchmark-sts", 71.234)
-    entries = yaml.safe_load((release / ".eval_results" / "sts.yaml").read_text())
-    parse = pytest.importorskip("huggingface_hub", "1.4").parse_eval_result_entries
-    (entry,) = parse(entries)
-    assert (entry.dataset_id, entry.task_id, entry.value) == ("mteb/stsbenchmark-sts", "STSBenchmark", 71.234)
-    assert entry.notes == "split: test; text: as it is."
+    assert (result.dataset_type, result.metric_value) == ("SentEval/STSB", 71.234)
+    assert not (release / ".eval_results").exists()  # which is for datasets of the Hub
     assert load_sts_results(release / "kdmcse") == load_sts_results(checkpoint)
 
 
-def test_senteval_s_part_of_sick_is_in_the_table_and_no_result_for_the_whole_set_on_the_hub(checkpoint: Path) -> None:
+def test_senteval_s_part_of_sick_is_told_from_the_whole_set(checkpoint: Path) -> None:
     scores, pairs = {"STSB": 70.0, "SICKR": 60.5, "avg": 65.25}, {"STSB": 1379, "SICKR": 4927}
     save_sts_results(checkpoint, {"scores": scores, "pairs": pairs, **PROTOCOL})
     card = card_of(checkpoint)
     assert "| SICKR | 4,927 | 60.50 |" in card
-    assert "SICKR is SentEval's test part of SICK, 4,927 pairs: not the 9,927 of mteb's SICK-R" in card
+    assert "SICKR is SentEval's test part of SICK: not the 9,927 pairs of mteb's SICK-R" in card
     assert "Not the published test sets" not in card
-    assert "mteb/sickr-sts" not in card
-    assert "sickr" not in (checkpoint.parent / "release" / ".eval_results" / "sts.yaml").read_text().lower()
+    results = ModelCard.load(checkpoint.parent / "release" / "README.md").data.eval_results
+    assert {r.dataset_type: r.metric_value for r in results} == {"SentEval/STSB": 70.0, "SentEval/SICKR": 60.5}
+
+
+def test_mteb_s_scores_stand_in_a_table_of_their_own_and_in_both_forms_that_the_hub_reads(checkpoint: Path) -> None:
+    save_sts_results(checkpoint, {"scores": {"SICKR": 60.5}, "pairs": {"SICKR": 4927}, **PROTOCOL})
+    datasets = {"SICK-R": {"path": "mteb/sickr-sts", "revision": "20a6d6f312"}}
+    results = {"scores": {"SICK-R": 61.125, "avg": 61.125}, "pairs": {"SICK-R": 9927}, "datasets": datasets, **PROTOCOL}
+    save_sts_results(checkpoint, results, MTEB_FILE)
+    card = card_of(checkpoint)
+    senteval, mteb = card.partition("by mteb. split: test; text: as it is.")[::2]
+    assert "| SICKR | 4,927 | 60.50 |" in senteval and "| SICK-R | 9,927 | 61.12 |" in mteb
+    assert "no figure of one stands for one of the other" in mteb
+    release = checkpoint.parent / "release"
+    header = {r.dataset_type: r for r in ModelCard.load(release / "README.md").data.eval_results}
+    assert {name: r.metric_value for name, r in header.items()} == {"SentEval/SICKR": 60.5, "mteb/sickr-sts": 61.125}
+    assert header["mteb/sickr-sts"].dataset_revision == "20a6d6f312"
+    entries = yaml.safe_load((release / ".eval_results" / "sts.yaml").read_text())
+    parse = pytest.importorskip("huggingface_hub", "1.4").parse_eval_result_entries
+    (entry,) = parse(entries)
+    assert (entry.dataset_id, entry.dataset_revision) == ("mteb/sickr-sts", "20a6d6f312")
+    assert (entry.task_id, entry.value, entry.notes) == ("SICK-R", 61.125, "split: test; text: as it is.")
+    assert load_sts_results(release / "kdmcse", MTEB_FILE) == load_sts_results(checkpoint, MTEB_FILE)
 
 
 def test_a_model_of_which_no_objective_is_known_is_named_by_its_encoder_alone(checkpoint: Path) -> None:
