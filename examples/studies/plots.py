@@ -203,7 +203,8 @@ def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
         axes.tick_params(labelsize=8)
         axes.set_xlabel(title, fontsize=8)
         axes.grid(axis="y", color="#eeeeee")
-        axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=7)
+    handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.supylabel("mean of the STS sets (Spearman x 100)", fontsize=8)
     return figure
 
