@@ -16,9 +16,9 @@ from pathlib import Path
 try:
     from kdmcse_hf.mteb_sts import MTEB_TASKS, evaluate_mteb_sts
 except ModuleNotFoundError as error:
-    sys.exit(f"evaluate_mteb.py needs mteb, and {error.name} is missing: pip install 'kdmcse_hf[mteb]'")
+    sys.exit(f"evaluate_mteb.py needs Python 3.11 and mteb, and {error.name} is missing: pip install 'kdmcse_hf[mteb]'")
 
-from kdmcse_hf.checkpoint import MTEB_FILE, check_recordable, save_sts_results
+from kdmcse_hf.checkpoint import check_recordable, save_mteb_results
 from kdmcse_hf.embedding import SentenceEncoder
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     print(f"{args.model_name_or_path}: sentence vector by {encoder.pooling} pooling")
     try:
         results = evaluate_mteb_sts(encoder, args.tasks)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     scores: dict[str, float] = results["scores"]
     print("  ".join(f"{task} {score:.2f}" for task, score in scores.items()))
@@ -64,9 +64,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             "sentence vector": f"{encoder.pooling} pooling, float32",
             "cut after": f"{encoder.max_length} tokens",
         }
-        save_sts_results(
-            args.model_name_or_path, {**results, "protocol": protocol, "max_length": encoder.max_length}, MTEB_FILE
-        )
+        results |= {"protocol": protocol, "max_length": encoder.max_length}
+        save_mteb_results(args.model_name_or_path, results)
     return scores
 
 

@@ -58,16 +58,18 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if args.output_json:
         args.output_json.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     if args.record:
+        pairs = {task: load_sts(args.sts_dir, task) for task in args.tasks}
+        years = [pairs[task] for task in args.tasks if task.startswith("STS1")]
+        capitals = any(sentence != sentence.lower() for year in years for sentence in year.first)
         protocol = {
             "split": "test",
             "aggregation": "all (one correlation over all pairs of a task)",
-            "text": "SentEval's files, as they are",
+            "text": f"the files', as it is{', with capitals, which SentEval has not there' if capitals else ''}",
             "sentence vector": f"{encoder.pooling} pooling, float32",
             "cut after": f"{encoder.max_length} tokens",
         }
-        pairs = {task: len(load_sts(args.sts_dir, task)) for task in args.tasks}
-        results = {"scores": scores, "pairs": pairs, "protocol": protocol, "max_length": encoder.max_length}
-        save_sts_results(args.model_name_or_path, results)
+        results = {"scores": scores, "pairs": {task: len(pairs[task]) for task in args.tasks}, "protocol": protocol}
+        save_sts_results(args.model_name_or_path, {**results, "max_length": encoder.max_length})
     return scores
 
 

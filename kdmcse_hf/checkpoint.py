@@ -1,6 +1,7 @@
 """Checkpoint folders: which ones are whole, which run they belong to, and what is recorded beside the weights."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,13 +104,22 @@ def _check_recorded(path: Path, content: Any, way_out: str) -> None:
         parts = ", ".join(f"{name} ({kind.__name__})" for name, kind in expected.items())
         found = sorted(content) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{path} holds {found}: expected a JSON object{parts and f' with {parts}'}. {way_out}")
+    scores: dict[str, Any] = content["scores"] if "scores" in expected else {}
+    for task, score in scores.items():
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(f"{path} has the score {score!r} of {task}: expected a finite number. {way_out}")
+    if "datasets" in expected and set(content["datasets"]) != set(scores) - {"avg"}:
+        raise ValueError(
+            f"{path} has datasets of {sorted(content['datasets'])} and scores of {sorted(scores)}: expected the same "
+            f"tasks. {way_out}"
+        )
 
 
 def check_recordable(folder: str | os.PathLike[str]) -> None:
     """Whether scores may be recorded in a folder.
 
     Raises:
-        ValueError: it is a release, of which no file may change, or holds no weights.
+        ValueError: it is a release, of which no file may change, holds no weights, or cannot be written to.
     """
     folder = Path(folder)
     if any((place / MANIFEST).is_file() for place in (folder, folder.absolute().parent)):
@@ -119,32 +129,53 @@ def check_recordable(folder: str | os.PathLike[str]) -> None:
         )
     if not _weights(folder):
         raise ValueError(f"{folder} holds no model.safetensors: STS results are kept beside the weights they are of.")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} cannot be written to: record the scores in a copy of it that you may change.")
 
 
-def save_sts_results(folder: str | os.PathLike[str], results: dict[str, Any], file: str = STS_FILE) -> None:
-    """Writes what [`evaluate_sts`] or [`evaluate_mteb_sts`] found beside the weights that it was found for.
+def save_sts_results(folder: str | os.PathLike[str], results: dict[str, Any]) -> None:
+    """Writes what [`evaluate_sts`] found beside the weights that it was found for.
 
     Args:
         folder: a saved model, and no release.
         results: `scores` by task, `pairs` (how many) by task, the `protocol` in words, and `max_length`, the tokens
-            after which sentences were cut; of mteb also its `datasets`.
-        file: `STS_FILE`, or `MTEB_FILE` for what mteb found.
+            after which sentences were cut.
 
     Raises:
-        ValueError: the folder is a release or has no weights; something is missing in the results.
+        ValueError: the folder is a release or has no weights; something is missing in the results, or not finite.
     """
+    if "datasets" in results:
+        raise ValueError("These results name datasets, as mteb's do: `save_mteb_results` is for those.")
+    _save_scores(folder, STS_FILE, results)
+
+
+def save_mteb_results(folder: str | os.PathLike[str], results: dict[str, Any]) -> None:
+    """Writes what [`evaluate_mteb_sts`] found, as [`save_sts_results`] does, but apart, and with its `datasets`."""
+    _save_scores(folder, MTEB_FILE, results)
+
+
+def load_sts_results(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What [`save_sts_results`] wrote, if anything.
+
+    Raises:
+        ValueError: they are of other weights than lie there now, or something else.
+    """
+    return _load_scores(folder, STS_FILE)
+
+
+def load_mteb_results(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What [`save_mteb_results`] wrote, if anything; raises as [`load_sts_results`] does."""
+    return _load_scores(folder, MTEB_FILE)
+
+
+def _save_scores(folder: str | os.PathLike[str], file: str, results: dict[str, Any]) -> None:
     check_recordable(folder)
     path = Path(folder) / file
     _check_recorded(path, results, "It was not written.")
     _write(path, {**results, "weights": _weights(Path(folder))})
 
 
-def load_sts_results(folder: str | os.PathLike[str], file: str = STS_FILE) -> dict[str, Any] | None:
-    """What [`save_sts_results`] wrote, if anything.
-
-    Raises:
-        ValueError: they are of other weights than lie there now, or something else.
-    """
+def _load_scores(folder: str | os.PathLike[str], file: str) -> dict[str, Any] | None:
     results = read_recorded(Path(folder), file)
     if not results:
         return None

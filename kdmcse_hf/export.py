@@ -20,8 +20,10 @@ from kdmcse_hf.checkpoint import (
     RECORD_FILE,
     RECORDED,
     STS_FILE,
+    load_mteb_results,
     load_sts_results,
     read_recorded,
+    save_mteb_results,
     save_sts_results,
 )
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
@@ -84,7 +86,7 @@ def export_release(
         max_length = release_length(tokenizer, model, max_length)
         for file in RECORDED:
             read_recorded(checkpoint, file)
-        scores = {file: _scores(checkpoint, file, max_length) for file in (STS_FILE, MTEB_FILE)}
+        sts, mteb = _scores(checkpoint, max_length)
         dtype = str(model.dtype).removeprefix("torch.")
         files = sentence_transformers_files(model.config.pooling, model.config.hidden_size, max_length)
         try:
@@ -97,9 +99,10 @@ def export_release(
             for file in RECORDED:
                 if (checkpoint / file).is_file():
                     shutil.copyfile(checkpoint / file, folder / CHECKPOINT / file)
-            for file, found in scores.items():
-                if found is not None:
-                    save_sts_results(folder / CHECKPOINT, found, file)
+            if sts is not None:
+                save_sts_results(folder / CHECKPOINT, sts)
+            if mteb is not None:
+                save_mteb_results(folder / CHECKPOINT, mteb)
             for place in (folder, folder / CHECKPOINT):
                 clean_configs(place)
             make_golden(model.float(), load_tokenizer(folder), max_length=max_length, dtype=dtype).save(folder / GOLDEN)
@@ -198,15 +201,17 @@ def _write_tokenizers(folder: Path, model: KDMCSEModel, tokenizer: PreTrainedTok
         tokenizer.save_pretrained(place)
 
 
-def _scores(checkpoint: Path, file: str, max_length: int) -> dict[str, Any] | None:
-    found = load_sts_results(checkpoint, file)
-    if found is not None and found["max_length"] != max_length:
-        raise ValueError(
-            f"{checkpoint / file} holds scores of sentences cut after {found['max_length']} tokens, but the release "
-            f"cuts after {max_length}: evaluate again with `--max_seq_length {max_length}`, or export with "
-            f"`--max_length {found['max_length']}`."
-        )
-    return found
+def _scores(checkpoint: Path, max_length: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What was recorded by SentEval's files, and by mteb."""
+    sts, mteb = load_sts_results(checkpoint), load_mteb_results(checkpoint)
+    for file, found in ((STS_FILE, sts), (MTEB_FILE, mteb)):
+        if found is not None and found["max_length"] != max_length:
+            raise ValueError(
+                f"{checkpoint / file} holds scores of sentences cut after {found['max_length']} tokens, but the "
+                f"release cuts after {max_length}: evaluate again with `--max_seq_length {max_length}`, or export with "
+                f"`--max_length {found['max_length']}`."
+            )
+    return sts, mteb
 
 
 def _base_model(folder: Path, model: KDMCSEModel) -> str | None:

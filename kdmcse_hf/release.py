@@ -3,7 +3,7 @@
 config.json, model.safetensors, tokenizer    the plain encoder, for `AutoModel` without custom code
 modules.json, 1_Pooling/, sentence_bert_config.json, config_sentence_transformers.json
 README.md                    the model card; the only file that may be edited
-.eval_results/sts.yaml       test scores, if any were recorded, as the Hub reads them
+.eval_results/sts.yaml       mteb's test scores, if any were recorded, as the Hub reads them
 kdmcse/                      the training checkpoint: all weights, and the code to open them with
 kdmcse/*.json                what is known of the run and its scores, from which the card is written
 kdmcse/golden.safetensors    what ten sentences gave

@@ -58,8 +58,8 @@ def write_card(
     except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         files = ", ".join(file for file in RECORDED if (folder / CHECKPOINT / file).is_file())
         raise ValueError(
-            f"{files}: these are not as a KDMCSETrainer and `--record` write them ({error}). Take them from another "
-            "copy of the checkpoint, or remove them: the card then says less."
+            f"{files}: these are not as a KDMCSETrainer and the evaluations' `--record` write them ({error}). Take "
+            "them from another copy of the checkpoint, or remove them: the card then says less."
         ) from error
     (folder / CARD).write_text(text, encoding="utf-8")
     entries = eval_results(mteb)
@@ -86,7 +86,9 @@ def render_card(
     """
     objective = description.get("objective", {})
     preset, changes = nearest_preset(objective)
-    strange = [task for task in sts.get("scores", {}) if task != "avg" and sts["pairs"].get(task) != _PAIRS.get(task)]
+    strange = [
+        task for task in sts.get("scores", {}) if task != "avg" and sts["pairs"].get(task) != _PAIRS.get(task, -1)
+    ]
     environment = Environment(
         loader=PackageLoader("kdmcse_hf"),
         trim_blocks=True,
@@ -146,7 +148,7 @@ def eval_results(mteb: dict[str, Any]) -> list[dict[str, Any]]:
 def _metadata(
     base_model: str | None, model_name: str, sts: dict[str, Any], mteb: dict[str, Any], strange: list[str]
 ) -> str:
-    """The card's header; text is other, so SentEval's sets never go by the names of mteb's datasets."""
+    """The card's header; SentEval's text is other, so its sets never go by the names of mteb's datasets on the Hub."""
     common: dict[str, Any] = {
         "task_type": "sentence-similarity",
         "dataset_split": "test",
@@ -154,7 +156,9 @@ def _metadata(
         "metric_name": "Spearman x 100 of the cosine",
     }
     results = [
-        EvalResult(dataset_type=f"SentEval/{task}", dataset_name=f"{task} (SentEval)", metric_value=score, **common)
+        EvalResult(
+            dataset_type=f"senteval-{task.lower()}", dataset_name=f"{task} (SentEval)", metric_value=score, **common
+        )
         for task, score in sts.get("scores", {}).items()
         if task not in ("avg", *strange)
     ]

@@ -158,14 +158,20 @@ def _encode_once(encode: Encoder, sets: Iterable[SentencePairs]) -> tuple[NDArra
     float32 cosines then take a few dozen values, whose ranks are rounding noise.
     """
     sentences = list(dict.fromkeys(s for pairs in sets for s in (*pairs.first, *pairs.second)))
+    vectors = encode_checked(encode, sentences)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    return vectors, {sentence: index for index, sentence in enumerate(sentences)}
+
+
+def encode_checked(encode: Encoder, sentences: Sequence[str]) -> NDArray[np.float64]:
+    """The (N, H) vectors of N sentences; raises a `ValueError` if they are not finite, or not one a sentence."""
     vectors = np.asarray(encode(sentences), dtype=np.float64)
-    if len(vectors) != len(sentences) or not np.isfinite(vectors).all():
+    if vectors.ndim != 2 or len(vectors) != len(sentences) or not np.isfinite(vectors).all():
         raise ValueError(
             f"The encoder made an array of shape {vectors.shape} for {len(sentences)} sentences, "
             f"{np.isnan(vectors).sum()} of its numbers NaN: expected one finite vector a sentence."
         )
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
-    return vectors, {sentence: index for index, sentence in enumerate(sentences)}
+    return vectors
 
 
 def _spearman(cosine: NDArray[np.float64], scores: Sequence[float] | NDArray[np.float64]) -> float:

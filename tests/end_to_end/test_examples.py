@@ -43,7 +43,10 @@ def test_scores_are_not_recorded_in_a_release_and_nothing_is_computed_for_it(tmp
 def test_without_mteb_the_extra_is_named() -> None:
     done = run("evaluate_mteb.py", "--help")
     assert done.returncode == 1
-    assert done.stderr == "evaluate_mteb.py needs mteb, and mteb is missing: pip install 'kdmcse_hf[mteb]'\n"
+    assert (
+        done.stderr
+        == "evaluate_mteb.py needs Python 3.11 and mteb, and mteb is missing: pip install 'kdmcse_hf[mteb]'\n"
+    )
 
 
 def test_train_then_evaluate_then_embed_gives_the_vectors_that_were_scored(

@@ -55,6 +55,7 @@ def test_the_cards_of_runs_that_were_made_have_the_scores_of_the_studies() -> No
     for card in cards:
         text = card.read_text(encoding="utf-8")
         assert "\n| seed | 0 |\n" in text
+        assert "type: mteb/" not in text  # they are of SentEval's text
         for name, score in scores[card.stem].items():  # encoded in other batches
             (stated,) = re.findall(rf"\n\| {name} \| [\d,]* ?\| (\d+\.\d\d) \|\n", text)
             assert float(stated) == pytest.approx(score, abs=0.02), f"{card.name}: {name}"

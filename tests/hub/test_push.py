@@ -126,14 +126,14 @@ print("first", trainer.push_to_hub(private=True).oid)
 OTHER_WEIGHTS = """
 import torch
 from huggingface_hub import HfApi
-from kdmcse_hf.checkpoint import MTEB_FILE, save_sts_results
+from kdmcse_hf.checkpoint import save_mteb_results
 
 def scored(trainer):  # scores belong to saved weights: the Trainer saves the same again
     trainer.save_model(_internal_call=True)
     datasets = {{"STS12": {{"path": "mteb/sts12-sts", "revision": "a0d554a"}}}}
     scores = {{"scores": {{"STS12": 81.25}}, "pairs": {{"STS12": 3108}}, "datasets": datasets}}
     scores |= {{"protocol": {{"split": "test"}}, "max_length": 40}}
-    save_sts_results(trainer.args.output_dir, scores, MTEB_FILE)
+    save_mteb_results(trainer.args.output_dir, scores)
 
 api = HfApi()
 trainer = trainer_for(home, encoder)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AlbertConfig, AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from kdmcse_hf import KDMCSEConfig, KDMCSEModel, KDMCSETrainer, SentenceEncoder
-from kdmcse_hf.checkpoint import MTEB_FILE, save_sts_results
+from kdmcse_hf.checkpoint import save_mteb_results, save_sts_results
 from kdmcse_hf.cli import main
 from kdmcse_hf.export import export_release
 from kdmcse_hf.golden import Golden
@@ -236,7 +236,7 @@ def test_nothing_of_the_machine_the_user_or_a_token_is_in_a_release(
     save_sts_results(checkpoint, {"scores": {"STSB": 1.0}, "pairs": {"STSB": 1379}, **PROTOCOL})
     datasets = {"STS12": {"path": "mteb/sts12-sts", "revision": "a0d554a"}}
     mteb = {"scores": {"STS12": 1.0}, "pairs": {"STS12": 3108}, "datasets": datasets, **PROTOCOL}
-    save_sts_results(checkpoint, mteb, MTEB_FILE)
+    save_mteb_results(checkpoint, mteb)
     before = content(checkpoint)
     out = export_release(checkpoint, home / "out" / "release")
     card = (out / "README.md").read_text()

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, metadata_load
 from test_trainer import KDMCSE, make_trainer
 
-from kdmcse_hf.checkpoint import MTEB_FILE, load_sts_results, save_sts_results
+from kdmcse_hf.checkpoint import load_mteb_results, load_sts_results, save_mteb_results, save_sts_results
 from kdmcse_hf.export import export_release
 from kdmcse_hf.objective import PRESETS
 from kdmcse_hf.release_card import nearest_preset
@@ -122,7 +122,7 @@ def test_senteval_s_scores_reach_the_table_and_the_header_by_no_name_of_mteb_s_d
     assert "Not the published test sets, as their numbers of pairs tell: SICKR." in card
     release = checkpoint.parent / "release"
     (result,) = ModelCard.load(release / "README.md").data.eval_results  # the client's own reading of a model-index
-    assert (result.dataset_type, result.metric_value) == ("SentEval/STSB", 71.234)
+    assert (result.dataset_type, result.metric_value) == ("senteval-stsb", 71.234)
     assert not (release / ".eval_results").exists()  # which is for datasets of the Hub
     assert load_sts_results(release / "kdmcse") == load_sts_results(checkpoint)
 
@@ -135,28 +135,49 @@ def test_senteval_s_part_of_sick_is_told_from_the_whole_set(checkpoint: Path) ->
     assert "SICKR is SentEval's test part of SICK: not the 9,927 pairs of mteb's SICK-R" in card
     assert "Not the published test sets" not in card
     results = ModelCard.load(checkpoint.parent / "release" / "README.md").data.eval_results
-    assert {r.dataset_type: r.metric_value for r in results} == {"SentEval/STSB": 70.0, "SentEval/SICKR": 60.5}
+    assert {r.dataset_type: r.metric_value for r in results} == {"senteval-stsb": 70.0, "senteval-sickr": 60.5}
 
 
 def test_mteb_s_scores_stand_in_a_table_of_their_own_and_in_both_forms_that_the_hub_reads(checkpoint: Path) -> None:
     save_sts_results(checkpoint, {"scores": {"SICKR": 60.5}, "pairs": {"SICKR": 4927}, **PROTOCOL})
     datasets = {"SICK-R": {"path": "mteb/sickr-sts", "revision": "20a6d6f312"}}
     results = {"scores": {"SICK-R": 61.125, "avg": 61.125}, "pairs": {"SICK-R": 9927}, "datasets": datasets, **PROTOCOL}
-    save_sts_results(checkpoint, results, MTEB_FILE)
+    save_mteb_results(checkpoint, results)
     card = card_of(checkpoint)
     senteval, mteb = card.partition("by mteb. split: test; text: as it is.")[::2]
     assert "| SICKR | 4,927 | 60.50 |" in senteval and "| SICK-R | 9,927 | 61.12 |" in mteb
     assert "no figure of one stands for one of the other" in mteb
     release = checkpoint.parent / "release"
     header = {r.dataset_type: r for r in ModelCard.load(release / "README.md").data.eval_results}
-    assert {name: r.metric_value for name, r in header.items()} == {"SentEval/SICKR": 60.5, "mteb/sickr-sts": 61.125}
+    assert {name: r.metric_value for name, r in header.items()} == {"senteval-sickr": 60.5, "mteb/sickr-sts": 61.125}
     assert header["mteb/sickr-sts"].dataset_revision == "20a6d6f312"
     entries = yaml.safe_load((release / ".eval_results" / "sts.yaml").read_text())
     parse = pytest.importorskip("huggingface_hub", "1.4").parse_eval_result_entries
     (entry,) = parse(entries)
     assert (entry.dataset_id, entry.dataset_revision) == ("mteb/sickr-sts", "20a6d6f312")
     assert (entry.task_id, entry.value, entry.notes) == ("SICK-R", 61.125, "split: test; text: as it is.")
-    assert load_sts_results(release / "kdmcse", MTEB_FILE) == load_sts_results(checkpoint, MTEB_FILE)
+    assert load_mteb_results(release / "kdmcse") == load_mteb_results(checkpoint) != load_sts_results(checkpoint)
+
+
+def test_a_set_that_is_none_of_senteval_s_is_told_and_stays_out_of_the_header(checkpoint: Path) -> None:
+    save_sts_results(checkpoint, {"scores": {"mine": 80.0, "STS12": 1.0}, "pairs": {"STS12": 3107}, **PROTOCOL})
+    assert "Not the published test sets, as their numbers of pairs tell: mine, STS12." in card_of(checkpoint)
+    assert "model-index" not in metadata_load(checkpoint.parent / "release" / "README.md")
+
+
+def test_scores_of_one_protocol_are_not_recorded_as_the_other_s_nor_any_that_are_not_finite(checkpoint: Path) -> None:
+    datasets = {"STS12": {"path": "mteb/sts12-sts", "revision": "a0d554a"}}
+    mteb = {"scores": {"STS12": 61.0}, "pairs": {"STS12": 3108}, "datasets": datasets, **PROTOCOL}
+    with pytest.raises(ValueError, match="name datasets, as mteb's do"):
+        save_sts_results(checkpoint, mteb)
+    with pytest.raises(ValueError, match=r"expected a JSON object with .*datasets \(dict\)"):
+        save_mteb_results(checkpoint, {name: part for name, part in mteb.items() if name != "datasets"})
+    with pytest.raises(ValueError, match=r"datasets of \['STS12'\] and scores of \['STS13'\]"):
+        save_mteb_results(checkpoint, {**mteb, "scores": {"STS13": 61.0}})
+    for value in (float("nan"), None):
+        with pytest.raises(ValueError, match=f"has the score {value} of STS12: expected a finite number"):
+            save_mteb_results(checkpoint, {**mteb, "scores": {"STS12": value}})
+    assert not list(checkpoint.glob("*_results.json"))
 
 
 def test_a_model_of_which_no_objective_is_known_is_named_by_its_encoder_alone(checkpoint: Path) -> None:
