@@ -1,5 +1,6 @@
 """The finished runs of a study by row: their scores, intervals over pairs and seeds, and comparisons."""
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -66,6 +67,23 @@ class Findings:
             return float(np.mean([record["stsb"]["dev"]["spearman"] for record in records]))
 
         return max(rows, key=dev)
+
+    def on_common_seeds(self, rows: Sequence[str]) -> "Findings":
+        """The same, but of these rows only the seeds that all of them that are trained plan.
+
+        A seed moves every row alike, and by more than most rows differ: means over other seeds do not compare.
+        """
+        planned = [set(self.rows[row].seeds) for row in rows if self.rows[row].train]
+        if not planned:
+            return self
+        common = set.intersection(*planned)
+        view = copy.copy(self)
+        view.rows, view.records = dict(self.rows), dict(self.records)
+        for name in rows:
+            if self.rows[name].train:
+                view.rows[name] = dataclasses.replace(self.rows[name], seeds=tuple(sorted(common)))
+                view.records[name] = [record for record in self.records[name] if record["seed"] in common]
+        return view
 
     def values(self, row: str, *path: str) -> list[float]:
         """A measure of each run of a row that has it, such as `values("kdmcse", "sts", "avg")`."""

@@ -32,10 +32,11 @@ def draw_all(found: Findings, folder: Path) -> list[Path]:
         The paths of the PNG files; each has an SVG beside it.
     """
     rows = [name for name in found.study.plots if found.records[name]]
+    shown = found.on_common_seeds(rows)
     written = []
     with matplotlib.rc_context(_STYLE):
         for draw in (scores, dev_curves, alignment_and_uniformity, cosines_by_gold, curves):
-            figure = draw(found, rows) if rows else None
+            figure = draw(shown if draw is not curves else found, rows) if rows else None
             if figure is None:
                 continue
             path = folder / f"{draw.__name__}.png"
@@ -186,12 +187,13 @@ def curves(found: Findings, rows: Sequence[str]) -> Figure | None:
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes, (title, series) in zip(grid, panels.items(), strict=False):
+        shown = found.on_common_seeds([row for points in series.values() for row in points.values()])
         for label, points in series.items():
-            means = [float(np.mean(found.values(row, "sts", "avg"))) for row in points.values()]
+            means = [float(np.mean(shown.values(row, "sts", "avg"))) for row in points.values()]
             if None in points:
                 axes.axhline(means[0], color="#6a6a6a", linestyle=":", linewidth=1, label=label)
                 continue
-            intervals = [found.interval(row) for row in points.values()]
+            intervals = [shown.interval(row) for row in points.values()]
             ends = [(m - i.low, i.high - m) if i else (0.0, 0.0) for m, i in zip(means, intervals, strict=True)]
             style = _style(labels.index(label))
             axes.errorbar(list(points), means, yerr=np.transpose(ends), capsize=2, label=label, **style)

@@ -21,16 +21,16 @@ from studies.tables import (
 
 HOW = (
     'STS: Spearman x 100 over all pairs of a set (SentEval\'s "all", its lower-cased, tokenised text), weights in '
-    "float32. Figures are means ± standard deviations over seeds. Intervals and p take in both the test pairs (1,000 "
-    "resamples, the same for every run; a pair that stands in several sets is drawn in all of them) and the seeds "
-    "(Student's t); they say nothing of other sets or other data, and there are none of a single seed. A comparison is "
-    "made seed by seed, for runs of one seed share what their rows share, batches above all; its difference is the "
-    "mean over the seeds that both rows have. Intervals stand each for itself; what is called shown is so at the 5 % "
-    "level after Holm's correction for all comparisons of that table, also those that are not done yet; a star says "
-    "the same. Checkpoints are chosen by STS-B dev, most of whose pairs "
-    "stand in the test sets of STS12 to STS16 as well, as everywhere in the field. "
-    "Alignment and uniformity are over the whole of STS-B test. "
-    "Intervals of transfer and retrieval take in the seeds alone."
+    "float32. Figures are means ± standard deviations over seeds: in a table, and in a panel of a plot, over those "
+    "that all of its trained rows have. Intervals and p take in both the test pairs (1,000 resamples, the same for "
+    "every run; a pair that stands in several sets is drawn in all of them) and the seeds (Student's t); they say "
+    "nothing of other sets or other data, and there are none of a single seed. A comparison is made seed by seed, for "
+    "runs of one seed share what their rows share, batches above all; its difference is the mean over the seeds that "
+    "both rows have. Intervals stand each for itself; what is called shown is so at the 5 % level after Holm's "
+    "correction for all comparisons of that table, also those that are not done yet; a star says the same. "
+    "Checkpoints are chosen by STS-B dev, most of whose pairs stand in the test sets of STS12 to STS16 as well, as "
+    "everywhere in the field. Alignment and uniformity are over the whole of STS-B test. Intervals of transfer and "
+    "retrieval take in the seeds alone."
 )
 
 
@@ -59,14 +59,15 @@ def write_report(study: Study, results: Results, places: Mapping[str, str]) -> P
 
 def _tables(found: Findings) -> Iterable[Table]:
     for title, rows in found.study.tables.items():
-        yield scores_table(found, title, rows)
-        yield other_measures_table(found, f"{title}: other measures", rows)
+        common = found.on_common_seeds(rows)
+        yield scores_table(common, title, rows)
+        yield other_measures_table(common, f"{title}: other measures", rows)
     if found.study.comparisons:
         yield comparisons_table(found)
     if found.captions:
         yield overlap_table(found.sts_dir, found.study.tasks, found.captions)
     yield from evaluation_tables(found)
-    yield subsets_table(found, found.study.plots)
+    yield subsets_table(found.on_common_seeds(found.study.plots), found.study.plots)
     if found.study.subsets:
         yield subset_gains_table(found, found.study.subsets)
 

@@ -247,6 +247,23 @@ def test_means_deviations_and_intervals_of_the_tables_are_the_textbook_s(
     assert filtered[-1] == "not run"
 
 
+def test_a_table_is_over_the_seeds_that_all_of_its_trained_rows_plan(
+    study_file: Path, world: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(study_file.read_text())
+    content["seeds"], content["rows"]["no_filter"]["seeds"] = 3, 2
+    content["tables"] = {"Of two": ["untrained", "simcse", "no_filter"], "Of three": ["untrained", "simcse"]}
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"untrained": [40.0], "simcse": [50.0, 52.0, 60.0], "no_filter": [51.0]})
+    report = write_report(load_study(study_file), results, {}).read_text()
+    two, three = (report.partition(f"## Of {number}\n")[2].partition("\n## ")[0] for number in ("two", "three"))
+    assert "| untrained | 1 | 40.00 |" in two and "| untrained | 1 | 40.00 |" in three
+    assert "| text only | 2 | 51.00 ± 1.41 |" in two  # without the seed that the other row will never have
+    assert "| no_filter | 1 of 2 | 51.00 |" in two
+    assert "| text only | 3 | 54.00 ± 5.29 |" in three
+
+
 def test_what_is_called_shown_is_so_after_holm_s_correction(study_file: Path, world: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(study_file.read_text())
     content["rows"]["no_filter"]["seeds"] = 2
@@ -318,6 +335,8 @@ def test_the_best_of_several_rows_is_chosen_by_dev_and_takes_part_in_comparisons
 
 
 def test_a_report_can_be_had_at_any_time(study_file: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(study_file.read_text())
+    study_file.write_text(yaml.safe_dump({**content, "tables": {"Results": ["untrained", "simcse", "kdmcse"]}}))
     results = Results(tmp_path / "results")
     results.folder.mkdir()
     study = load_study(study_file)
@@ -339,7 +358,7 @@ def test_without_matplotlib_the_tables_come_and_a_line_says_how_to_get_plots(
     results = Results(tmp_path / "results")
     pretend(results, study_file, {"simcse": [50.0, 53.0]})
     report = write_report(load_study(study_file), results, {}).read_text()
-    assert "| text only | 2 | 51.50" in report
+    assert "| text only | 1 | 50.00 |" in report
     assert "pip install 'kdmcse_hf[viz]'" in report
 
 
@@ -716,8 +735,9 @@ def test_curves_stand_where_their_rows_differ_and_name_rows_that_there_are(
     assert figure is not None
     (panel,) = figure.axes
     drawn = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    np.testing.assert_allclose(drawn["KDMCSE"].lines[0].get_xydata(), [[100, 60.0], [30000, 70.5]])
-    assert set(drawn["no pictures"].get_ydata()) == {51.5}
+    # of the one seed that all three rows have
+    np.testing.assert_allclose(drawn["KDMCSE"].lines[0].get_xydata(), [[100, 60.0], [30000, 70.0]])
+    assert set(drawn["no pictures"].get_ydata()) == {50.0}
     assert panel.get_xscale() == "log"
     for place, row, message in ((10, "gone", "curves name unknown rows: gone"), ("all", "kdmcse", "a point at 'all'")):
         content["curves"]["Pairs"]["KDMCSE"] = {place: row}
