@@ -29,8 +29,9 @@ HOW = (
     "both rows have. Intervals stand each for itself; what is called shown is so at the 5 % level after Holm's "
     "correction for all comparisons of that table, also those that are not done yet; a star says the same. "
     "Checkpoints are chosen by STS-B dev, most of whose pairs stand in the test sets of STS12 to STS16 as well, as "
-    "everywhere in the field. Alignment and uniformity are over the whole of STS-B test. Intervals of transfer and "
-    "retrieval take in the seeds alone."
+    "everywhere in the field. Alignment and uniformity are over the whole of STS-B test. A loss is the last one "
+    "logged, of a whole term before its weight, under dropout. Intervals of transfer and retrieval take in the seeds "
+    "alone."
 )
 
 

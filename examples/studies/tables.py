@@ -8,6 +8,7 @@ from studies.findings import UNSEEN, Findings
 from studies.table import Table, mean_and_deviation
 
 _Key = TypeVar("_Key", bound=Hashable)
+_TERMS = ("text", "image", "caption")
 
 
 def scores_table(found: Findings, title: str, rows: Sequence[str]) -> Table:
@@ -30,9 +31,10 @@ def scores_table(found: Findings, title: str, rows: Sequence[str]) -> Table:
 
 
 def other_measures_table(found: Findings, title: str, rows: Sequence[str]) -> Table:
-    """Alignment and uniformity, the step that was kept, what filter and margin did, and what it cost."""
+    """Alignment and uniformity, the step that was kept, each term's last loss, filter and margin, and what it cost."""
     lines = []
     for name in rows:
+        losses = [mean_and_deviation(_last_losses(found.records[name], term), 3) for term in _TERMS]
         rates = [
             mean_and_deviation([100 * rate for rate in found.values(name, "rates", f"{term}_{kind}_rate")], 3)
             for term in ("image", "caption")
@@ -45,13 +47,16 @@ def other_measures_table(found: Findings, title: str, rows: Sequence[str]) -> Ta
                 mean_and_deviation(found.values(name, "stsb", "test", "alignment"), 3),
                 mean_and_deviation(found.values(name, "stsb", "test", "uniformity"), 3),
                 ", ".join(f"{step:.0f}" for step in sorted(set(found.values(name, "best_step")))),
+                *losses,
                 *rates,
                 mean_and_deviation(_seconds(found.records[name]), 0),
                 mean_and_deviation(found.values(name, "cost", "train_peak_mb"), 0),
             )
         )
-    head = ("alignment", "uniformity", "steps kept", "image filter %", "image margin %", "caption filter %")
-    return Table(title, ("", "seeds", *head, "caption margin %", "seconds", "peak MB"), tuple(lines))
+    loss_names = [f"{term} loss" for term in _TERMS]
+    rate_names = ("image filter %", "image margin %", "caption filter %", "caption margin %")
+    head = ("alignment", "uniformity", "steps kept", *loss_names, *rate_names, "seconds", "peak MB")
+    return Table(title, ("", "seeds", *head), tuple(lines))
 
 
 def comparisons_table(found: Findings) -> Table:
@@ -120,6 +125,12 @@ def _difference(result: Comparison | None) -> str:
 
 def _missing(found: Findings, pair: tuple[str, str]) -> str:
     return "too few seeds" if all(found.records[name] for name in pair) else "not run"
+
+
+def _last_losses(records: Sequence[dict[str, Any]], term: str) -> list[float]:
+    """Of each run that has this term: the mean since the last log but one, as trained, under dropout."""
+    logged = [[log[f"{term}_loss"] for log in record.get("losses", ()) if f"{term}_loss" in log] for record in records]
+    return [losses[-1] for losses in logged if losses]
 
 
 def _seconds(records: Sequence[dict[str, Any]]) -> list[float]:

@@ -25,7 +25,7 @@ from studies.report import write_report
 from studies.results import Results
 from studies.runs import shares
 from studies.table import Table, mean_and_deviation
-from studies.tables import comparisons_table, scores_table
+from studies.tables import comparisons_table, other_measures_table, scores_table
 
 from kdmcse_hf.significance import holm
 from kdmcse_hf.sts import load_sts, sts_pair_numbers
@@ -245,6 +245,22 @@ def test_means_deviations_and_intervals_of_the_tables_are_the_textbook_s(
     pictures, filtered = comparisons_table(found).rows
     assert pictures == ("pictures help", "KDMCSE − text only", "", "", "", "", "", "too few seeds")
     assert filtered[-1] == "not run"
+
+
+def test_a_term_s_loss_is_the_last_one_that_was_logged_of_it(study_file: Path, world: Path, tmp_path: Path) -> None:
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"kdmcse": [70.0, 71.0]})
+    records = list(results.records().values())
+    results.file.unlink()
+    for record, last in zip(records, (1.0, 2.0), strict=True):
+        logged = [{"step": 1, "image_loss": 9.0}, {"step": 2, "image_loss": last}, {"step": 3, "text_loss": 0.25}]
+        results.add({**record, "losses": logged})
+    found = Findings(load_study(study_file), results, str(world / "sts"))
+    table = other_measures_table(found, "Other", ["untrained", "kdmcse"])
+    columns = [table.head.index(f"{term} loss") for term in ("text", "image", "caption")]
+    untrained, kdmcse = ([row[column] for column in columns] for row in table.rows)
+    assert untrained == ["", "", ""]
+    assert kdmcse == ["0.250 ± 0.000", f"1.500 ± {0.5**0.5:.3f}", ""]
 
 
 def test_a_table_is_over_the_seeds_that_all_of_its_trained_rows_plan(
