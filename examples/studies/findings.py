@@ -22,10 +22,11 @@ from studies.grid import Study, run_name
 from studies.overlap import known_sentences
 from studies.results import Arrays, Results
 
-UNSEEN = "avg without training captions"
+UNSEEN = "without training captions"
 """As a measure: the mean over the sets, of their pairs that have none of the captions that rows train on."""
-_VALUE = f"{UNSEEN}: on the pairs as they are"
-_OF = "digest of what was resampled, and how (2)"
+ELSEWHERE = "outside the captions' domain"
+"""As a measure: the mean over the sets, without those and the subsets of the study's `captions_domain`."""
+_OF = "digest of what was resampled, and how (3)"
 """Another number where the same cosines are drawn in another way: draws of both ways would be paired."""
 
 
@@ -36,13 +37,16 @@ class Findings:
         rows: of the study; one with `best_of` is the row that was chosen, under a label that says so.
         records: of each row.
         captions: that rows train on, by [`sentence_key`].
+        partial_means: `UNSEEN` and `ELSEWHERE`, if the study says what is left out.
     """
 
     def __init__(self, study: Study, results: Results, sts_dir: str, captions: Collection[str] = ()) -> None:
         self.study, self.results, self.sts_dir, self.captions = study, results, sts_dir, captions
+        known = {UNSEEN: bool(captions), ELSEWHERE: bool(study.captions_domain)}
+        self.partial_means = tuple(measure for measure, is_known in known.items() if is_known)
         self._drawn: dict[str, Arrays] = {}
         self._gold: Arrays = {}
-        self._unseen: Arrays = {}
+        self._kept: dict[str, dict[str, NDArray[np.int64]]] | None = None
         self._pairs: dict[str, NDArray[np.int64]] | None = None
         self.rows = dict(study.rows)
         self.records: dict[str, list[dict[str, Any]]] = {name: [] for name in study.rows}
@@ -97,12 +101,12 @@ class Findings:
         return found
 
     def resampled(self, row: str, measure: str) -> dict[int, Resampled]:
-        """By seed, a row on an STS set, on `avg`, the sets' mean, on `UNSEEN`, or on a subset (`STS14/images`)."""
+        """By seed, a row on an STS set, a subset (`STS14/images`), `avg` (the sets' mean) or a partial mean."""
         kind = "subsets" if "/" in measure else "sts"
         result = {}
         for record in self.records[row]:
             draws = self._draws(record)
-            value = float(draws[_VALUE]) if measure == UNSEEN else record[kind][measure]
+            value = float(draws[_value_of(measure)]) if measure in self.partial_means else record[kind][measure]
             result[record["seed"]] = Resampled(value, draws[measure])
         return result
 
@@ -115,11 +119,10 @@ class Findings:
                 raise ValueError(f"{self.results.folder}/cosines lacks {name}.npz: without it no intervals.")
             gold = {task: self.gold(task) for task in cosines}
             pairs = self._pair_numbers(list(cosines))
-            unseen = {task: self.unseen(task) for task in cosines}
-            source = _digest(cosines, gold, pairs, unseen)  # a run that was made again has other draws
+            source = _digest(cosines, gold, pairs, *self.kept().values())  # a run that was made again has other draws
             drawn = self.results.arrays("draws", name) or {}
             if not np.array_equal(drawn.pop(_OF, None), source):
-                drawn = self._draw(cosines, gold, pairs, unseen)
+                drawn = self._draw(cosines, gold, pairs)
                 self.results.save_arrays("draws", name, {**drawn, _OF: source})
             self._drawn[name] = drawn
         return self._drawn[name]
@@ -130,19 +133,35 @@ class Findings:
             self._gold[task] = np.asarray(load_sts(self.sts_dir, task).scores)
         return self._gold[task]
 
-    def unseen(self, task: str) -> NDArray[np.int64]:
-        """The rows of a set's pairs without a training caption."""
-        if task not in self._unseen:
-            known = known_sentences(load_sts(self.sts_dir, task), self.captions)
-            self._unseen[task] = np.flatnonzero(known == 0)
-        return self._unseen[task]
+    def kept(self) -> dict[str, dict[str, NDArray[np.int64]]]:
+        """By partial mean, by set, the rows of the pairs that it is of; a set that has none is not there."""
+        if self._kept is None:
+            rows = {UNSEEN: self._unseen, ELSEWHERE: self._elsewhere}
+            kept = {measure: {task: rows[measure](task) for task in self.study.tasks} for measure in self.partial_means}
+            self._kept = {measure: {task: r for task, r in sets.items() if len(r)} for measure, sets in kept.items()}
+            if empty := [measure for measure, sets in self._kept.items() if not sets]:
+                raise ValueError(f"Of the STS sets no pairs are left {empty[0]}.")
+        return self._kept
+
+    def _unseen(self, task: str) -> NDArray[np.int64]:
+        return np.flatnonzero(known_sentences(load_sts(self.sts_dir, task), self.captions) == 0)
+
+    def _elsewhere(self, task: str) -> NDArray[np.int64]:
+        domain, subsets = self.study.captions_domain, sts_subsets(self.sts_dir, task)
+        places = {task, *(f"{task}/{subset}" for subset in subsets)}
+        if odd := [name for name in domain if name.partition("/")[0] == task and name not in places]:
+            raise ValueError(f"`captions_domain` names {odd[0]}: expected one of {', '.join(sorted(places))}.")
+        outside = np.full(len(self.gold(task)), task not in domain)
+        for subset, rows in subsets.items():
+            outside[rows] &= f"{task}/{subset}" not in domain
+        return np.flatnonzero(outside)
 
     def _pair_numbers(self, tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         if self._pairs is None or list(self._pairs) != list(tasks):
             self._pairs = sts_pair_numbers(self.sts_dir, tasks)
         return self._pairs
 
-    def _draw(self, cosines: Arrays, gold: Arrays, pairs: Arrays, unseen: Arrays) -> Arrays:
+    def _draw(self, cosines: Arrays, gold: Arrays, pairs: Arrays) -> Arrays:
         sets = {task: (cosines[task], gold[task]) for task in cosines}
         parts = {
             f"{task}/{subset}": (cosines[task][rows], gold[task][rows])
@@ -151,10 +170,12 @@ class Findings:
         }
         subsets = resample_spearman(parts) if parts else {}
         drawn = subsets | resample_spearman(sets, pairs=pairs)  # `avg` is that of the sets
-        kept = {task: (cosines[task][rows], gold[task][rows]) for task, rows in unseen.items()}
-        drawn[UNSEEN] = resample_spearman(kept, pairs={task: pairs[task][rows] for task, rows in unseen.items()})["avg"]
-        arrays = {measure: run.drawn.astype(np.float32) for measure, run in drawn.items()}
-        return {**arrays, _VALUE: np.asarray(drawn[UNSEEN].value)}
+        values = {}
+        for measure, kept in self.kept().items():
+            part = {task: (cosines[task][rows], gold[task][rows]) for task, rows in kept.items()}
+            run = resample_spearman(part, pairs={task: pairs[task][rows] for task, rows in kept.items()})["avg"]
+            drawn[measure], values[_value_of(measure)] = run, np.asarray(run.value)
+        return {measure: run.drawn.astype(np.float32) for measure, run in drawn.items()} | values
 
     def interval(self, row: str) -> Interval | None:
         """Of the average over the sets; `None` where nothing is known of the seeds."""
@@ -186,6 +207,10 @@ class Findings:
         """How many seeds a figure is the mean of; says where there are fewer than planned."""
         done, planned = len(self.records[row]), len(self.rows[row].seeds)
         return "not run" if not done else str(done) if done == planned else f"{done} of {planned}"
+
+
+def _value_of(measure: str) -> str:
+    return f"{measure}: on the pairs as they are"
 
 
 def _digest(*sources: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import yaml
 from kdmcse_hf.sts import TASKS
 
 _KEYS = {"title", "include", "prepare", "common", "seeds", "tasks", "rows", "tables", "comparisons"}
-_KEYS |= {"subsets", "plots", "curves", "notes", "evaluations", "training_captions"}
+_KEYS |= {"subsets", "plots", "curves", "notes", "evaluations", "training_captions", "captions_domain"}
 _EVALUATION_KEYS = {"command", "rows", "label", "seeds"}
 _CAPTIONS_KEYS = {"captions_file", "splits_file", "split"}
 _ROW_KEYS = {"like", "label", "seeds", "train", "keep", "best_of"}
@@ -98,6 +98,8 @@ class Study:
         evaluations: what else is measured; not those of included files.
         training_captions: `captions_file`, `splits_file` and `split`: where the captions are that rows train on. Test
             pairs that have one of them are counted, and comparisons are made without them as well.
+        captions_domain: sets and subsets (`STS14/images`) of sentences like captions: comparisons are made without
+            these as well.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Study:
     notes: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
     training_captions: Mapping[str, str] | None
+    captions_domain: tuple[str, ...]
 
     def runs(self, rows: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Run]:
         """The runs of these rows (by default this file's own) and seeds: all rows of one seed before the next.
@@ -184,7 +187,10 @@ def load_study(path: str | Path, changes: Mapping[str, str] | None = None) -> St
         notes=tuple(merged.get("notes") or ()),
         evaluations=tuple(_evaluation(path, *item, rows) for item in (stated.get("evaluations") or {}).items()),
         training_captions=merged.get("training_captions"),
+        captions_domain=tuple(merged.get("captions_domain") or ()),
     )
+    if odd := [name for name in study.captions_domain if name.partition("/")[0] not in study.tasks]:
+        raise ValueError(f"{path}: `captions_domain` names {odd[0]}: expected one of {', '.join(study.tasks)}.")
     if study.training_captions is not None and set(study.training_captions) != _CAPTIONS_KEYS:
         raise ValueError(
             f"{path}: `training_captions` has {', '.join(study.training_captions)}: expected "

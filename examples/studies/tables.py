@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kdmcse_hf.significance import Comparison, holm
-from studies.findings import UNSEEN, Findings
+from studies.findings import Findings
 from studies.table import Table, mean_and_deviation
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -69,7 +69,7 @@ def comparisons_table(found: Findings) -> Table:
         before, after = (found.rows[name].label for name in found.study.comparisons[claim])
         what = (claim, f"{after} − {before}")
         if (result := results[pair]) is None:
-            lines.append((*what, "", "", "", "", "", _missing(found, pair), *([""] if found.captions else [])))
+            lines.append((*what, "", "", "", "", "", _missing(found, pair), *("" for _ in found.partial_means)))
             continue
         shown = "not shown" if adjusted[pair] >= 0.05 else "yes" if result.difference > 0 else "the contrary"
         lines.append(
@@ -81,11 +81,11 @@ def comparisons_table(found: Findings) -> Table:
                 f"{result.p:.4f}",
                 f"{adjusted[pair]:.4f}",
                 shown,
-                *([_difference(found.compare(pair, UNSEEN))] if found.captions else []),
+                *(_difference(found.compare(pair, measure)) for measure in found.partial_means),
             )
         )
     head = ("", "rows", "seeds", "difference", "95 %", "p", "p, Holm", "shown")
-    return Table("Comparisons", (*head, *(["without training captions"] if found.captions else [])), tuple(lines))
+    return Table("Comparisons", (*head, *found.partial_means), tuple(lines))
 
 
 def subsets_table(found: Findings, rows: Sequence[str]) -> Table:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from run_study import main
 from scipy.stats import spearmanr, ttest_1samp
 from studies import findings
 from studies.evaluations import evaluate_finished, evaluation_tables
-from studies.findings import UNSEEN, Findings
+from studies.findings import ELSEWHERE, UNSEEN, Findings
 from studies.grid import Run, expand, load_study
 from studies.material import prepare
 from studies.overlap import captions_in, overlap_table
@@ -91,8 +92,8 @@ def pretend(results: Results, study_file: Path, scores: dict[str, list[float]]) 
             gold = np.asarray(load_sts(row.flags["sts_dir"], "STSB").scores)
             results.save_cosines(f"{name}-{seed}", {"STSB": gold / 10})
             cosines = results.cosines(f"{name}-{seed}")
-            numbers, unseen = sts_pair_numbers(row.flags["sts_dir"], ["STSB"]), {"STSB": np.arange(len(gold))}
-            source = findings._digest(cosines, {"STSB": gold}, numbers, unseen)
+            numbers = sts_pair_numbers(row.flags["sts_dir"], ["STSB"])
+            source = findings._digest(cosines, {"STSB": gold}, numbers)
             draws = np.full(1000, value, dtype=np.float32)
             arrays = {"STSB": draws, "avg": draws, findings._OF: source}
             results.save_arrays("draws", f"{name}-{seed}", arrays)
@@ -707,6 +708,46 @@ def test_what_rests_on_test_pairs_with_a_training_caption_shows_without_them(
     assert found.compare(("simcse", "kdmcse"), "STSB").low > 5
     assert found.compare(("simcse", "kdmcse"), UNSEEN).difference == pytest.approx(0, abs=0.01)
     assert comparisons_table(found).rows[0][-1].startswith(("+0.00", "-0.00"))
+
+
+def test_what_rests_on_the_captions_domain_shows_without_it(study_file: Path, world: Path, tmp_path: Path) -> None:
+    sts = tmp_path / "sts"
+    shutil.copytree(world / "sts", sts)
+    test_file = sts / "STS" / "STSBenchmark" / "sts-test.csv"
+    lines = test_file.read_text().splitlines(keepends=True)
+    captions = np.arange(len(lines)) % 2 == 0
+    marked = zip(lines, captions, strict=True)
+    test_file.write_text("".join(line if own else line.replace("main-captions", "main-news") for line, own in marked))
+    content = yaml.safe_load(study_file.read_text())
+    content["common"]["sts_dir"], content["captions_domain"] = str(sts), ["STSB/main-captions"]
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    # The second row is the better one by these pairs alone.
+    results = Results(tmp_path / "results")
+    pretend(results, study_file, {"simcse": [0.0, 0.0], "kdmcse": [0.0, 0.0]})
+    gold, rng = np.asarray(load_sts(sts, "STSB").scores), np.random.default_rng(0)
+    for seed in (0, 1):
+        noise = gold + rng.normal(size=len(gold))
+        results.save_cosines(f"simcse-{seed}", {"STSB": np.where(captions, -5 * gold, noise)})
+        results.save_cosines(f"kdmcse-{seed}", {"STSB": noise})
+    found = Findings(load_study(study_file), results, str(sts))
+    cosines = results.cosines("kdmcse-0")["STSB"]
+    expected = 100 * spearmanr(cosines[~captions], gold[~captions]).statistic
+    assert found.resampled("kdmcse", ELSEWHERE)[0].value == pytest.approx(expected)
+    assert found.compare(("simcse", "kdmcse"), "STSB").low > 5
+    assert found.compare(("simcse", "kdmcse"), ELSEWHERE).difference == pytest.approx(0, abs=0.05)  # two-byte cosines
+    table = comparisons_table(found)
+    assert table.head[-1] == ELSEWHERE and re.match(r"[+-]0.0", table.rows[0][-1])
+
+    for domain, message in (
+        (["STSB/main"], "names STSB/main: expected one of STSB, STSB/main-captions, STSB/main-news"),
+        (["STSB"], "no pairs are left"),
+        (["STS9"], "names STS9: expected one of STSB"),
+    ):
+        content["captions_domain"] = domain
+        study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+        with pytest.raises(ValueError, match=message):
+            Findings(load_study(study_file), results, str(sts)).kept()
 
 
 def test_a_missing_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
