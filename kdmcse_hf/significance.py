@@ -1,9 +1,8 @@
 """How sure a Spearman correlation is: bootstrap intervals, and paired tests between two models.
 
-The pairs of all sets are drawn anew together, with replacement, as many as there are. A pair that stands in several
-sets, as most of STS-B's test pairs do, is drawn in all of them. The same seed gives every model the same draws, so that
-two models are compared on the same pairs. Pairs that share one sentence are drawn as if they had nothing in common:
-where a set uses its sentences often, such as SICK-R, intervals are somewhat narrow.
+The pairs of all sets are drawn anew together, with replacement. One that stands in several sets, as most of STS-B's
+test pairs do, is drawn in all of them. The same seed gives every model the same draws: two models are compared on the
+same pairs. Intervals are somewhat narrow where pairs share one sentence (SICK-R), which counts for nothing here.
 
 A method that is trained with several seeds varies with the pairs and with the seeds. Pairs are drawn as above, the same
 for all runs. Seeds are not drawn: of three runs a bootstrap knows only three, and its intervals are far too narrow. To
