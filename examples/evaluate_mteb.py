@@ -16,7 +16,9 @@ from pathlib import Path
 try:
     from kdmcse_hf.mteb_sts import MTEB_TASKS, evaluate_mteb_sts
 except ModuleNotFoundError as error:
-    sys.exit(f"evaluate_mteb.py needs Python 3.11 and mteb, and {error.name} is missing: pip install 'kdmcse_hf[mteb]'")
+    sys.exit(
+        f"evaluate_mteb.py needs Python 3.11 or later and mteb: {error.name} is missing. pip install 'kdmcse_hf[mteb]'"
+    )
 
 from kdmcse_hf.checkpoint import check_recordable, save_mteb_results
 from kdmcse_hf.embedding import SentenceEncoder

@@ -119,7 +119,8 @@ class Findings:
                 raise ValueError(f"{self.results.folder}/cosines lacks {name}.npz: without it no intervals.")
             gold = {task: self.gold(task) for task in cosines}
             pairs = self._pair_numbers(list(cosines))
-            source = _digest(cosines, gold, pairs, *self.kept().values())  # a run that was made again has other draws
+            kept = {f"{task} {measure}": rows for measure, sets in self.kept().items() for task, rows in sets.items()}
+            source = _digest(cosines, gold, pairs, kept)  # a run that was made again has other draws
             drawn = self.results.arrays("draws", name) or {}
             if not np.array_equal(drawn.pop(_OF, None), source):
                 drawn = self._draw(cosines, gold, pairs)

@@ -45,7 +45,7 @@ def test_without_mteb_the_extra_is_named() -> None:
     assert done.returncode == 1
     assert (
         done.stderr
-        == "evaluate_mteb.py needs Python 3.11 and mteb, and mteb is missing: pip install 'kdmcse_hf[mteb]'\n"
+        == "evaluate_mteb.py needs Python 3.11 or later and mteb: mteb is missing. pip install 'kdmcse_hf[mteb]'\n"
     )
 
 

@@ -93,7 +93,7 @@ def pretend(results: Results, study_file: Path, scores: dict[str, list[float]]) 
             results.save_cosines(f"{name}-{seed}", {"STSB": gold / 10})
             cosines = results.cosines(f"{name}-{seed}")
             numbers = sts_pair_numbers(row.flags["sts_dir"], ["STSB"])
-            source = findings._digest(cosines, {"STSB": gold}, numbers)
+            source = findings._digest(cosines, {"STSB": gold}, numbers, {})
             draws = np.full(1000, value, dtype=np.float32)
             arrays = {"STSB": draws, "avg": draws, findings._OF: source}
             results.save_arrays("draws", f"{name}-{seed}", arrays)
@@ -710,7 +710,9 @@ def test_what_rests_on_test_pairs_with_a_training_caption_shows_without_them(
     assert comparisons_table(found).rows[0][-1].startswith(("+0.00", "-0.00"))
 
 
-def test_what_rests_on_the_captions_domain_shows_without_it(study_file: Path, world: Path, tmp_path: Path) -> None:
+def test_what_rests_on_the_captions_domain_shows_without_it(
+    study_file: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sts = tmp_path / "sts"
     shutil.copytree(world / "sts", sts)
     test_file = sts / "STS" / "STSBenchmark" / "sts-test.csv"
@@ -737,7 +739,14 @@ def test_what_rests_on_the_captions_domain_shows_without_it(study_file: Path, wo
     assert found.compare(("simcse", "kdmcse"), "STSB").low > 5
     assert found.compare(("simcse", "kdmcse"), ELSEWHERE).difference == pytest.approx(0, abs=0.05)  # two-byte cosines
     table = comparisons_table(found)
-    assert table.head[-1] == ELSEWHERE and re.match(r"[+-]0.0", table.rows[0][-1])
+    assert table.head[-1] == ELSEWHERE and re.match(r"[+-]0\.0", table.rows[0][-1])
+
+    # Draws of the same pairs under another name are no draws of this measure.
+    monkeypatch.setattr(findings, "known_sentences", lambda *_: captions.astype(int))
+    content["captions_domain"] = []
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    unseen = Findings(load_study(study_file), results, str(sts), ["any"])
+    assert unseen.resampled("kdmcse", UNSEEN)[0].value == pytest.approx(expected)
 
     for domain, message in (
         (["STSB/main"], "names STSB/main: expected one of STSB, STSB/main-captions, STSB/main-news"),
