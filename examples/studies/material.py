@@ -7,9 +7,10 @@ made, and is made again.
     - {make: "${WORK}/sentences.txt", unpack: "${KDMCSE_DATA}/sentences.txt.xz"}
     - {make: "${WORK}/cache", teacher_name: clip, captions_file: ..., image_features_file: ...}
     - {make: "${WORK}/clean", command: "train_teacher.py --output_dir ${WORK}/teacher ..."}
+    - {make: "${WORK}/captions.npy", command: "kdmcse embed captions.csv ${WORK}/captions.npy ..."}
 
-The second takes the arguments of [`import_features`], as `kdmcse import-features` does; the third is a script of
-`examples/` with its arguments.
+The second takes the arguments of [`import_features`], as `kdmcse import-features` does; a command is a script of
+`examples/`, or `kdmcse`, with its arguments.
 """
 
 import lzma
@@ -56,8 +57,9 @@ def _prepare(steps: Sequence[Mapping[str, str]], places: Mapping[str, str], lock
             temporary.replace(target)
         elif "command" in step:
             script, *arguments = (expand(part, places) for part in step["command"].split())
+            program = ["-m", "kdmcse_cli"] if script == "kdmcse" else [str(EXAMPLES / script)]
             # It holds the lock as well: if this process is killed, nobody begins it a second time beside it.
-            ended = subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], pass_fds=[lock])
+            ended = subprocess.run([sys.executable, *program, *arguments], pass_fds=[lock])
             if ended.returncode:
                 raise ValueError(f"Making {target} failed: {script} ended with status {ended.returncode}; see above.")
         else:

@@ -28,6 +28,7 @@ from studies.runs import shares
 from studies.table import Table, mean_and_deviation
 from studies.tables import comparisons_table, other_measures_table, scores_table
 
+from kdmcse_hf.embedding import SentenceEncoder
 from kdmcse_hf.significance import holm
 from kdmcse_hf.sts import load_sts, sts_pair_numbers
 from kdmcse_hf.teacher.cache import TeacherCache
@@ -437,6 +438,28 @@ def test_a_half_made_cache_is_made_again_and_a_step_that_fails_is_named(world: P
     assert (target / "manifest.json").stat() == made
     with pytest.raises(ValueError, match=r"Making .*clean failed: train_teacher.py ended with status 1"):
         prepare([{"make": "${WORK}/clean", "command": "train_teacher.py --output_dir ${WORK}/none"}], places)
+
+
+def test_what_kdmcse_embeds_becomes_the_captions_side_of_a_cache(world: Path, tmp_path: Path) -> None:
+    """Pictures of one teacher, captions of a text encoder that has seen none: each in a width of its own."""
+    places = {"WORK": str(tmp_path / "a work folder"), "ENCODER": str(world / "student"), "KIT": str(tmp_path)}
+    np.save(tmp_path / "pictures.npy", np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32))
+    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,a cat\nb.jpg,a dog\na.jpg,two cats\n")
+    embed = "kdmcse embed ${KIT}/captions.csv ${WORK}/captions.npy --column caption --model ${ENCODER} --pooling mean"
+    pictures = {"captions_file": "${KIT}/captions.csv", "image_features_file": "${KIT}/pictures.npy"}
+    cache = {"make": "${WORK}/cache", "teacher_name": "t", **pictures}
+    steps = [
+        {"make": "${WORK}/captions.npy", "command": embed},
+        {**cache, "caption_features_file": "${WORK}/captions.npy"},
+    ]
+    prepare(steps, places)
+    found = TeacherCache(tmp_path / "a work folder" / "cache")
+    assert found.image_features.width == 4
+    assert found.caption_features is not None
+    captions = found.captions["caption"][:]
+    assert captions == ["a cat", "a dog", "two cats"]
+    encoder = SentenceEncoder.from_pretrained(world / "student", pooling="mean")
+    np.testing.assert_allclose(found.caption_features.rows([0, 1, 2]), encoder(captions), rtol=1e-3, atol=1e-3)
 
 
 def test_a_kept_run_with_other_flags_is_not_filed_as_the_new_one(study_file: Path, tmp_path: Path) -> None:
