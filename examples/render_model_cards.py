@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from kdmcse_hf.objective import PRESETS
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.release_card import POOLER_TRAP, VECTORS, render_card
 
 RECIPES = Path(__file__).parent / "recipes"

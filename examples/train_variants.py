@@ -55,11 +55,8 @@ class Variant:
     pseudo_pairs: bool = field(
         default=False, metadata={"help": "Give each plain sentence the picture that this teacher finds nearest."}
     )
-    weight_schedule: Literal["constant", "rising", "falling"] = field(
-        default="constant", metadata={"help": "Of the cross-modal weight, which stays the same on average."}
-    )
-    margin_schedule: Literal["constant", "rising", "falling"] = field(
-        default="constant", metadata={"help": "The same for the margin."}
+    margin_schedule: Literal["constant", "rising"] = field(
+        default="constant", metadata={"help": "Of the margin: rising goes from 0 to twice it."}
     )
 
 
@@ -153,13 +150,11 @@ class VariantTrainer(KDMCSETrainer):
         )
 
     def _scheduled(self) -> Objective:
-        done = self.state.global_step / max(1, self.state.max_steps)
-        factor = {"constant": 1.0, "rising": 2 * done, "falling": 2 * (1 - done)}
-        return dataclasses.replace(
-            self.objective,
-            cross_modal_weight=self.objective.cross_modal_weight * factor[self.variant.weight_schedule],
-            cross_modal_margin=self.objective.cross_modal_margin * factor[self.variant.margin_schedule],
-        )
+        step, max_steps = self.state.global_step, self.state.max_steps
+        objective = self.objective.at(step, max_steps)
+        if self.variant.margin_schedule == "constant":
+            return objective
+        return dataclasses.replace(objective, cross_modal_margin=objective.cross_modal_margin * 2 * step / max_steps)
 
     def _others(self, anchors: PairEmbeddings) -> PairEmbeddings:
         """Random other pairs as candidates: their targets are projections of stored features, and cost no encoder."""

@@ -15,7 +15,7 @@ _LAZY = {
     "KDMCSETrainer": "trainer",
     "KDMCSETrainingArguments": "training_args",
     "Objective": "objective",
-    "PRESETS": "objective",
+    "PRESETS": "presets",
     "SentenceEncoder": "embedding",
     "TeacherCache": "teacher.cache",
     "TeacherPairs": "teacher.pairs",

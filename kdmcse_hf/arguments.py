@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from kdmcse_hf.objective import PRESETS, Objective
+from kdmcse_hf.objective import Objective
+from kdmcse_hf.presets import PRESETS
 
 SCORED_ON_DEV: dict[str, Any] = {
     "eval_strategy": "steps",

@@ -1,10 +1,9 @@
-"""What is minimised: one objective with independent switches; SimCSE, MCSE and KDMCSE are presets of it."""
+"""What is minimised: one objective with independent switches."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +15,7 @@ from kdmcse_hf.threshold import Threshold
 
 SimilarityMap = Literal["text_image", "image_text", "text_text", "image_image"]
 MarginSource = Literal["constant", "text_image", "image_text", "text_text", "image_image"]
+WeightSchedule = Literal["constant", "rising", "falling"]
 
 
 def _switch(default: Any, description: str) -> Any:
@@ -40,6 +40,9 @@ class Objective:
     image_term: bool = _switch(True, "contrast captions with the teacher's image features")
     caption_term: bool = _switch(True, "contrast captions with the teacher's caption features")
     cross_modal_weight: float = _switch(0.01, "weight of the image, caption and ranking terms")
+    weight_schedule: WeightSchedule = _switch(
+        "constant", "course of that weight: the same all along, from 0 to twice it, or from twice it to 0"
+    )
     cross_modal_temperature: float = _switch(0.05, "temperature of the image and caption terms")
     cross_modal_margin: float = _switch(0.125, "largest angular margin of a cross-modal negative, radians; 0: none")
     image_margin_source: MarginSource = _switch(
@@ -78,6 +81,17 @@ class Objective:
         """The parsed threshold of the `"image"` or `"caption"` term; `None` where the filter is off."""
         return Threshold.parse(getattr(self, f"{term}_threshold"), name=f"{term}_threshold")
 
+    def at(self, step: int, max_steps: int) -> "Objective":
+        """The objective of a step, counted from 0: with the weight that the schedule has reached.
+
+        Where there is no run (`max_steps` is 0) it is the mean weight, which is the same for all schedules.
+        """
+        if self.weight_schedule == "constant" or not max_steps:
+            return self
+        done = step / max_steps
+        factor = 2 * done if self.weight_schedule == "rising" else 2 * (1 - done)
+        return dataclasses.replace(self, cross_modal_weight=self.cross_modal_weight * factor)
+
     @property
     def terms(self) -> tuple[str, ...]:
         """The cross-modal terms that are on."""
@@ -99,33 +113,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("image_filter_source", "caption_filter_source"), get_args(SimilarityMap)),
     **dict.fromkeys(("image_margin_source", "caption_margin_source"), get_args(MarginSource)),
     "captions_per_image": ("one", "all"),
+    "weight_schedule": get_args(WeightSchedule),
 }
-
-_NO_FILTER: dict[str, Any] = {"image_threshold": "none", "caption_threshold": "none", "mask_same_image": False}
-
-PRESETS: Mapping[str, Objective] = MappingProxyType(
-    {
-        # EMNLP 2021. No margin in the text term, unlike the "simcse" of the published KDMCSE code.
-        "simcse": Objective(image_term=False, caption_term=False, cross_modal_margin=0.0, **_NO_FILTER),
-        # NAACL 2022. Images only, so any frozen image features serve.
-        "mcse": Objective(caption_term=False, captions_per_image="one", cross_modal_margin=0.0, **_NO_FILTER),
-        # NAACL 2024, as far as the paper is known here (README, Presets).
-        "kdmcse": Objective(),
-        # This package's own: the teacher's order of the captions is distilled into the sentence embeddings as well.
-        "kdmcse_plus": Objective(ranking_term=True),
-        # The published KDMCSE code, term by term: a constant margin in the text term, margins from the similarities
-        # within a modality, the filter off as its scripts leave it (its sources are those it would have if on).
-        "kdmcse_reference": Objective(
-            text_margin=0.15,
-            cross_modal_margin=0.15,
-            image_margin_source="image_image",
-            caption_margin_source="text_text",
-            image_filter_source="text_image",
-            caption_filter_source="image_text",
-            **_NO_FILTER,
-        ),
-    }
-)
 
 
 @dataclass

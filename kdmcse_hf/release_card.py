@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from kdmcse_hf.checkpoint import RECORDED, read_recorded
 from kdmcse_hf.configuration_kdmcse import KDMCSEConfig
-from kdmcse_hf.objective import PRESETS
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.release import CARD, CHECKPOINT, EVAL_RESULTS
 
 VECTORS = {"cls": "the last hidden state of its first token", "mean": "the mean of its tokens' last hidden states"}

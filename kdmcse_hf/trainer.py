@@ -69,6 +69,7 @@ class KDMCSETrainer(Trainer):
     """
 
     args: KDMCSETrainingArguments
+    train_dataset: TrainingData
 
     def __init__(
         self,
@@ -133,8 +134,7 @@ class KDMCSETrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
         check_same_everywhere(resume_from_checkpoint)
         if resume_from_checkpoint:
-            data = data_record(cast(TrainingData, self.train_dataset))
-            check_same_run(resume_from_checkpoint, {**self._description(), **data})
+            check_same_run(resume_from_checkpoint, {**self._description(), **data_record(self.train_dataset)})
         if self.args.world_size > 1:
             torch.manual_seed(self.args.seed + self.args.process_index)  # each draws its own dropout
         self.term_log, self._best_step = TermLog(), None
@@ -146,7 +146,7 @@ class KDMCSETrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches as the schedule has them, one kind at a time on all processes."""
         dataloader: DataLoader[Any] = DataLoader(
-            cast(TrainingData, self.train_dataset),
+            self.train_dataset,
             batch_sampler=self.sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -218,11 +218,12 @@ class KDMCSETrainer(Trainer):
         return anchors, outputs
 
     def _score(self, anchors: PairEmbeddings) -> ObjectiveOutput:
-        """The objective, with the rows of all processes as candidates."""
+        """The objective of this step, with the rows of all processes as candidates."""
+        objective = self.objective.at(self.state.global_step, self.state.max_steps)
         if self.args.world_size == 1 or not self.args.gather_across_devices:
-            return compute_objective(self.objective, anchors)
+            return compute_objective(objective, anchors)
         candidates = dataclasses.replace(anchors, text=anchors.text[:, -1:], grounded=None).map(gather_rows)
-        return compute_objective(self.objective, anchors, candidates, self.args.process_index * len(anchors.text))
+        return compute_objective(objective, anchors, candidates, self.args.process_index * len(anchors.text))
 
     def evaluate(  # type: ignore[override]
         self,
@@ -236,11 +237,9 @@ class KDMCSETrainer(Trainer):
         pairs = cast(SentencePairs | None, self.eval_dataset) if eval_dataset is None else eval_dataset
         if pairs is None:
             raise ValueError("There is nothing to evaluate on: give the Trainer an `eval_dataset` of scored pairs.")
-        encoder = SentenceEncoder(
-            self.accelerator.unwrap_model(self.model),
-            cast(PreTrainedTokenizerBase, self.processing_class),
-            batch_size=self.args.per_device_eval_batch_size,
-        )
+        model = self.accelerator.unwrap_model(self.model)
+        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
+        encoder = SentenceEncoder(model, tokenizer, batch_size=self.args.per_device_eval_batch_size)
         with self.accelerator.autocast():
             scores = score_pairs(encoder, pairs)
         if isinstance(self.model, FSDPModule):
@@ -281,8 +280,8 @@ class KDMCSETrainer(Trainer):
         save_description(folder, self._description())
         step = self.state.global_step if self._best_step is None else self._best_step
         model, dev = self.accelerator.unwrap_model(self.model), cast(SentencePairs | None, self.eval_dataset)
-        data = cast(TrainingData, self.train_dataset)
-        save_record(folder, training_record(model, self.args, data, self.state, step, 0 if dev is None else len(dev)))
+        pairs = 0 if dev is None else len(dev)
+        save_record(folder, training_record(model, self.args, self.train_dataset, self.state, step, pairs))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

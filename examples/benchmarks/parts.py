@@ -60,7 +60,8 @@ def loss_contenders(batch: int) -> dict[str, Callable[[], Any]]:
     """Forward and backward through the loss of a paired batch, from embeddings: the textbook's and ours."""
     import textbook
 
-    from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
+    from kdmcse_hf.objective import PairEmbeddings, compute_objective
+    from kdmcse_hf.presets import PRESETS
 
     torch.manual_seed(0)
     learned = {

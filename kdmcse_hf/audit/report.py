@@ -13,7 +13,8 @@ from kdmcse_hf import __version__
 from kdmcse_hf.audit.batches import MAPS, AuditBatches, Truth, why_missing
 from kdmcse_hf.audit.filter import FilterAudit, RateAudit, audit_filter, audit_rate, calibrated, parse_threshold
 from kdmcse_hf.calibration import quantiles
-from kdmcse_hf.objective import PRESETS, Objective
+from kdmcse_hf.objective import Objective
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.teacher.pairs import TeacherPairs
 from kdmcse_hf.threshold import Threshold
 

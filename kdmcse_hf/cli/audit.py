@@ -50,7 +50,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _run(arguments: argparse.Namespace) -> None:
     from kdmcse_hf.audit.page import render_page
     from kdmcse_hf.audit.report import audit_pairs
-    from kdmcse_hf.objective import PRESETS
+    from kdmcse_hf.presets import PRESETS
     from kdmcse_hf.teacher.cache import TeacherCache
     from kdmcse_hf.teacher.pairs import TeacherPairs
 

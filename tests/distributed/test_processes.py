@@ -19,7 +19,8 @@ from transformers import AutoModel
 from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
 from kdmcse_hf.distributed import gather_rows
-from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
+from kdmcse_hf.objective import PairEmbeddings, compute_objective
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.sharding import first_non_finite
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_objective import slow_objective
 
-from kdmcse_hf.objective import PRESETS, Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.objective import Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.presets import PRESETS
 
 LEAVES = ("text", "grounded", "image", "caption")
 MAPS = ("text_image", "image_text", "text_text", "image_image")

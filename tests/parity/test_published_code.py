@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from kdmcse_hf.objective import PRESETS, Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.objective import Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.presets import PRESETS
 
 LEAVES = ("z", "grounded", "visual", "textual")
 

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from kdmcse_hf.calibration import calibrate
 from kdmcse_hf.embedding import SentenceEncoder
-from kdmcse_hf.objective import PRESETS
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.sts import evaluate_sts, load_sts
 from kdmcse_hf.teacher.feature_import import import_features
 from kdmcse_hf.teacher.pairs import TeacherPairs

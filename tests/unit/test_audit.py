@@ -20,7 +20,8 @@ from kdmcse_hf.audit.page import decimal, percent, render_page
 from kdmcse_hf.audit.report import Audit, audit_pairs
 from kdmcse_hf.calibration import QUANTILES, calibrate
 from kdmcse_hf.cli import main
-from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
+from kdmcse_hf.objective import PairEmbeddings, compute_objective
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.schedule import Schedule
 from kdmcse_hf.teacher.cache import MANIFEST, TeacherCache, manifest_checksum
 from kdmcse_hf.teacher.cache_writer import write_cache

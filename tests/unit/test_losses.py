@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kdmcse_hf.losses import cosine_matrix, info_nce, list_mle, noisy_negatives, subtract_angle
-from kdmcse_hf.objective import PRESETS, PairEmbeddings, compute_objective
+from kdmcse_hf.objective import PairEmbeddings, compute_objective
+from kdmcse_hf.presets import PRESETS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -5,7 +5,8 @@ import torch
 
 from kdmcse_hf import objective as objective_module
 from kdmcse_hf.calibration import calibrate
-from kdmcse_hf.objective import PRESETS, Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.objective import Objective, PairEmbeddings, compute_objective
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.threshold import Threshold
 
 
@@ -74,12 +75,25 @@ def test_presets_need_only_the_features_that_they_read() -> None:
         ("cross_modal_weight", -1.0),
         ("image_filter_source", "text"),
         ("captions_per_image", "five"),
+        ("weight_schedule", "up"),
         ("temperature", float("nan")),
     ],
 )
 def test_a_field_out_of_range_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"`{field}` is {value!r}"):
         dataclasses.replace(PRESETS["kdmcse"], **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.1] * 5), ("rising", [0, 0.05, 0.1, 0.15, 0.2]), ("falling", [0.2, 0.15, 0.1, 0.05, 0])],
+)
+def test_the_weight_keeps_its_mean_over_a_run(schedule: str, expected: list[float]) -> None:
+    objective = dataclasses.replace(PRESETS["kdmcse"], cross_modal_weight=0.1, weight_schedule=schedule)
+    found = [objective.at(step, 8) for step in (0, 2, 4, 6, 8)]
+    assert [one.cross_modal_weight for one in found] == pytest.approx(expected)
+    assert all(dataclasses.replace(one, cross_modal_weight=0.1) == objective for one in found)
+    assert objective.at(0, 0) == objective  # no run
 
 
 def test_every_switch_explains_itself() -> None:

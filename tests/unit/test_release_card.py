@@ -12,7 +12,7 @@ from test_trainer import KDMCSE, make_trainer
 
 from kdmcse_hf.checkpoint import load_mteb_results, load_sts_results, save_mteb_results, save_sts_results
 from kdmcse_hf.export import export_release
-from kdmcse_hf.objective import PRESETS
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.release_card import nearest_preset
 from kdmcse_hf.training_record import dev_score, git_commit, mean_rates
 

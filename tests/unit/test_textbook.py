@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdmcse_hf.objective import PRESETS
+from kdmcse_hf.presets import PRESETS
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 

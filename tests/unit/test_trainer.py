@@ -13,7 +13,8 @@ from kdmcse_hf import KDMCSEModel, KDMCSETrainer, KDMCSETrainingArguments
 from kdmcse_hf import trainer as trainer_module
 from kdmcse_hf.checkpoint import differences, last_complete_checkpoint
 from kdmcse_hf.data import CaptionPairs, TrainingData, tokenize
-from kdmcse_hf.objective import PRESETS, Objective
+from kdmcse_hf.objective import Objective
+from kdmcse_hf.presets import PRESETS
 from kdmcse_hf.sts import load_sts
 from kdmcse_hf.teacher.cache import TeacherCache
 from kdmcse_hf.teacher.pairs import TeacherPairs
@@ -130,9 +131,13 @@ def test_the_loss_falls(bert: Path, tmp_path: Path) -> None:
 def test_terms_and_rates_are_logged_and_add_up_to_the_loss(bert: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, bert, PLUS)
     trainer.train()
-    paired, text = [entry for entry in trainer.state.log_history if "loss" in entry][:2]
-    grounding = paired["image_loss"] + paired["caption_loss"] + paired["ranking_loss"]
-    assert paired["loss"] == pytest.approx(paired["text_loss"] + PLUS.cross_modal_weight * grounding, rel=1e-5)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for paired in logs[::2]:  # the weight rises from 0 to twice its mean
+        grounding = paired["image_loss"] + paired["caption_loss"] + paired["ranking_loss"]
+        weight = 2 * PLUS.cross_modal_weight * (paired["step"] - 1) / trainer.state.max_steps
+        assert paired["loss"] == pytest.approx(paired["text_loss"] + weight * grounding, rel=1e-5)
+    assert len(logs) > 2
+    text = logs[1]
     assert {"image_filter_rate", "caption_filter_rate", "image_margin_rate", "caption_margin_rate"} <= paired.keys()
     assert text["loss"] == pytest.approx(text["text_loss"], rel=1e-5)
     assert "image_loss" not in text
