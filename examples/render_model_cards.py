@@ -5,6 +5,7 @@
 No figure is in them: a card of a run that has been made is written by `kdmcse export` from what the run recorded.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,7 +50,9 @@ def render(preset: str, data: str, encoder: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    (folder,) = map(Path, argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the cards are")
+    folder = parser.parse_args(argv).folder
     for run in RUNS:
         (folder / f"{'-'.join(run)}.md").write_text(render(*run), encoding="utf-8")
 

@@ -6,6 +6,7 @@ A table stands under a comment that names the study, the table and, if not all a
 `<!-- main: Main table [seeds; avg] -->`, `<!-- main: Gains by subset: STS13/headlines; STS14/images -->`.
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -51,7 +52,9 @@ def _table(report: Path, title: str) -> list[list[str]]:
 
 
 def main(argv: Sequence[str]) -> None:
-    (path,) = map(Path, argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="RESULTS.md")
+    path = parser.parse_args(argv).file
     path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
