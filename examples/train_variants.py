@@ -154,7 +154,8 @@ class VariantTrainer(KDMCSETrainer):
         objective = self.objective.at(step, max_steps)
         if self.variant.margin_schedule == "constant":
             return objective
-        return dataclasses.replace(objective, cross_modal_margin=objective.cross_modal_margin * 2 * step / max_steps)
+        factor = 2 * step / max_steps
+        return dataclasses.replace(objective, cross_modal_margin=objective.cross_modal_margin * factor)
 
     def _others(self, anchors: PairEmbeddings) -> PairEmbeddings:
         """Random other pairs as candidates: their targets are projections of stored features, and cost no encoder."""

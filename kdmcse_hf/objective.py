@@ -28,8 +28,8 @@ class Objective:
 
     A text batch contributes the text term, a paired batch `text + cross_modal_weight * (image + caption + ranking)`.
     The ranking term is ListMLE over the captions of the batch, the others are InfoNCE, the image and caption terms the
-    mean over the two dropout views of the caption. A similarity map `a_b` is the teacher's cosine of the anchor's a
-    with the candidate's b, where text is the caption.
+    mean over the two dropout views of the caption. The weight of a step is that of [`Objective.at`]. A similarity map
+    `a_b` is the teacher's cosine of the anchor's a with the candidate's b, where text is the caption.
 
     Raises:
         ValueError: a field out of its range.
