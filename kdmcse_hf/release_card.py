@@ -120,7 +120,10 @@ def render_card(
 
 
 def nearest_preset(objective: dict[str, Any]) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """The preset that the fewest switches differ from, and those: name, value, the preset's value."""
+    """The preset that the fewest switches differ from, and those: name, value, the preset's value.
+
+    Of equals it is the one with the same terms.
+    """
     changes = {
         name: [
             (switch, value, getattr(preset, switch, None))
@@ -129,7 +132,11 @@ def nearest_preset(objective: dict[str, Any]) -> tuple[str, list[tuple[str, Any,
         ]
         for name, preset in PRESETS.items()
     }
-    nearest = min(changes, key=lambda name: len(changes[name]))
+
+    def distance(name: str) -> tuple[int, int]:
+        return len(changes[name]), sum(switch.endswith("_term") for switch, *_ in changes[name])
+
+    nearest = min(changes, key=distance)
     return nearest, changes[nearest]
 
 

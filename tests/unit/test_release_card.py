@@ -101,6 +101,11 @@ def test_the_nearest_preset_is_told_with_every_switch_that_differs(name: str) ->
     assert nearest_preset(changed) == (name, [("temperature", 0.07, 0.05)])
 
 
+def test_of_presets_as_near_it_is_the_one_with_the_same_terms() -> None:
+    switches = {**PRESETS["mcse"].__dict__, "captions_per_image": "all"}  # one switch from `simcse` as well
+    assert nearest_preset(switches) == ("mcse", [("captions_per_image", "all", "one")])
+
+
 def test_the_test_run_s_own_switches_are_in_its_card(checkpoint: Path) -> None:
     card = card_of(checkpoint)
     calibrated = json.loads((checkpoint / "objective.json").read_text())["objective"]
