@@ -624,6 +624,14 @@ def test_evaluations_are_compared_seed_by_seed(study_file: Path, tmp_path: Path)
     assert value == 2.0
     assert (low, high) == pytest.approx((interval.low, interval.high), abs=0.1)
 
+    content["evaluations"]["m"]["seeds"] = 2  # at most so many: the third is neither made nor in the tables
+    study_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    study = load_study(study_file)
+    results.evaluation_file("m", Run(study.rows["kdmcse"], 2)).unlink()
+    assert evaluate_finished(study, study.runs(), results, {}, 1) == []
+    captions = evaluation_tables(Findings(study, results, study.rows["simcse"].flags["sts_dir"]))[0]
+    assert [row[1:3] for row in captions.rows[1:]] == [("2", "51.50 ± 2.12"), ("2", "54.00 ± 2.83")]
+
 
 MEETING = """
 import json, os, pathlib, sys, time
